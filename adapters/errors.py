@@ -1,0 +1,38 @@
+"""Errors of `efface.adapters`.
+
+AdapterError
+├── InvalidAdapter   a LoRA folder that is broken, unsafe or of a kind efface does not compose
+├── CompositionError parts, weights or an output place from which no composition can be made
+├── BaseMismatch     adapters, or an adapter and a model, that belong to different bases
+├── ModelError       a base model or tokenizer that is absent, broken or unsuitable
+├── TrainingError    a run that cannot start or must not go on
+└── ObjectiveError   a loss called with arguments that make no sense
+"""
+
+
+class AdapterError(Exception):
+    """Something about models or adapters that the caller can put right; the message says how."""
+
+
+class InvalidAdapter(AdapterError):  # noqa: N818 - named by what it says
+    """A LoRA folder that is broken, unsafe or of a kind efface does not compose."""
+
+
+class CompositionError(AdapterError):
+    """Parts, weights or an output place from which no composition can be made."""
+
+
+class BaseMismatch(AdapterError):  # noqa: N818 - named by what it says
+    """Adapters, or an adapter and a model, that belong to different bases."""
+
+
+class ModelError(AdapterError):
+    """A base model or tokenizer that is absent, broken or unsuitable."""
+
+
+class TrainingError(AdapterError):
+    """A training run that cannot start or must not go on."""
+
+
+class ObjectiveError(AdapterError):
+    """A loss called with arguments that make no sense."""

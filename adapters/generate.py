@@ -1,0 +1,69 @@
+"""Greedy answers, batched: left-padded prompts sorted by length, and stopped rows leave the batch's budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda _rows: None,
+) -> list[tuple[int, ...]]:
+    """Greedy continuation of each prompt (token ids), without EOS, in the order given.
+
+    Deterministic; sampling settings of the model's generation config are overridden. Results of a row can
+    depend on its batch in the last bits (padding changes the order of floating-point sums).
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for i, answer in zip(
+            rows, _generate(model, tokenizer, [prompts[i] for i in rows], max_new_tokens), strict=True
+        ):
+            answers[i] = answer
+        on_batch(len(rows))
+    return answers
+
+
+def _generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[tuple[int, ...]]:
+    width = max(len(prompt) for prompt in prompts)
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
+        attention[i, width - len(prompt) :] = 1
+    out = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(model.device),
+        attention_mask=attention.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+        eos_token_id=eos,
+    )
+    return [_until(row, eos) for row in out[:, width:].tolist()]
+
+
+def _until(ids: list[int], eos: int | None) -> tuple[int, ...]:
+    return tuple(ids[: ids.index(eos)] if eos in ids else ids)

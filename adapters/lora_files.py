@@ -1,0 +1,93 @@
+"""The two files of a PEFT LoRA folder, opened as hostile input: what they must be, before what they say."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import InvalidAdapter
+from .tensors import TensorSpec
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_PICKLE_NAME = "adapter_model.bin"
+_LARGEST_CONFIG = 4 << 20
+
+
+def read_config_text(folder: Path) -> bytes:
+    """The bytes of the folder's config; raises `InvalidAdapter` when it is no regular file or over 4 MiB."""
+    file = _regular(folder / CONFIG_NAME)
+    try:
+        with file.open("rb") as handle:
+            text = handle.read(_LARGEST_CONFIG + 1)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    if len(text) > _LARGEST_CONFIG:
+        raise InvalidAdapter(f"{file}: expected at most {_LARGEST_CONFIG} bytes, got more; this is no config")
+    return text
+
+
+def weights_file(folder: Path) -> Path:
+    """The path of the folder's weights; raises `InvalidAdapter` for a pickle, a link, or none at all."""
+    file = folder / WEIGHTS_NAME
+    if not file.exists() and (folder / _PICKLE_NAME).exists():
+        raise InvalidAdapter(
+            f"{folder / _PICKLE_NAME}: expected {WEIGHTS_NAME}, got a pickle, which can run code; it is "
+            "never opened: save the adapter with safe_serialization=True"
+        )
+    return _regular(file)
+
+
+def read_specs(folder: Path) -> dict[str, TensorSpec]:
+    """Names, dtypes and shapes from the safetensors header; no tensor is read."""
+    with _opened(weights_file(folder)) as file:
+        slices = {str(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return {name: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+
+
+@contextmanager
+def open_tensors(folder: Path) -> Generator[Callable[[str], Tensor]]:
+    """Open the folder's weights and yield a reader by tensor name (on CPU, in the dtype stored)."""
+    weights = weights_file(folder)
+    with _opened(weights) as file:
+
+        def read(name: str) -> Tensor:
+            try:
+                return file.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(weights, error) from error
+
+        yield read
+
+
+def _opened(weights: Path) -> Any:
+    try:
+        return safe_open(str(weights), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(weights, error) from error
+
+
+def _regular(file: Path) -> Path:
+    try:
+        mode = file.lstat().st_mode
+    except (OSError, ValueError) as error:
+        raise InvalidAdapter(
+            f"{file}: expected a file, got {error}; give the folder that PEFT's save_pretrained wrote"
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "something that is not a regular file"
+        raise InvalidAdapter(
+            f"{file}: expected a regular file, got {kind}; copy the file itself into the folder"
+        )
+    return file
+
+
+def _unreadable(file: Path, error: Exception) -> InvalidAdapter:
+    return InvalidAdapter(f"{file}: expected a whole, readable file, got {error}; copy or save it again")

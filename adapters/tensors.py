@@ -1,0 +1,157 @@
+"""Tensors as canonical bytes: the same values give the same file and digest in every process.
+
+The canonical form is a written contract, so that a digest outlives a library's release: the safetensors
+format with tensors ordered by dtype (F32, BF16, F16), then by name; one metadata key, ``format: pt`` (two or
+more keys come out in random order from the safetensors library); a compact JSON header padded with spaces to
+eight bytes. A test holds it equal to what ``safetensors.torch.save`` writes today. Tensors are streamed one
+at a time: memory is that of the largest tensor, not that of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidAdapter
+
+DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The storage types of adapters, in the order in which the canonical form stores them."""
+
+_ORDER = {name: position for position, name in enumerate(DTYPES)}
+_READ_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor without its values: ``dtype`` is its safetensors name (for adapters, a key of `DTYPES`)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return DTYPES[self.dtype].itemsize * math.prod(self.shape)
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """The spec of ``tensor``; raises `InvalidAdapter` when its dtype is not in `DTYPES`."""
+    names = [name for name, dtype in DTYPES.items() if dtype == tensor.dtype]
+    if not names:
+        raise InvalidAdapter(
+            f"expected a float32, bfloat16 or float16 tensor, got {tensor.dtype}; cast it first"
+        )
+    return TensorSpec(names[0], tuple(tensor.shape))
+
+
+def safetensors_chunks(specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]) -> Iterator[bytes]:
+    """The canonical file for ``specs``, in pieces: the header, then each tensor as ``read`` gives it.
+
+    Raises `InvalidAdapter` when ``read`` returns a tensor of another shape or dtype, or values not finite.
+    """
+    names = sorted(specs, key=lambda name: (_ORDER[specs[name].dtype], name))
+    yield _header({name: specs[name] for name in names})
+    for name in names:
+        tensor = read(name)
+        require_spec(name, tensor, specs[name])
+        require_finite(name, tensor)
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """``tensors`` as one canonical safetensors file in memory; raises `InvalidAdapter` as above."""
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    return b"".join(safetensors_chunks(specs, lambda name: tensors[name]))
+
+
+def require_spec(name: str, tensor: Tensor, spec: TensorSpec) -> None:
+    """Raise `InvalidAdapter` when ``tensor`` is not of ``spec``'s dtype and shape."""
+    came = spec_of(tensor)
+    if came != spec:
+        raise InvalidAdapter(
+            f"{name}: expected {spec.dtype} {list(spec.shape)}, got {came.dtype} {list(came.shape)}; "
+            "if the file was rewritten while it was read, do it again"
+        )
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise `InvalidAdapter` when ``tensor`` holds NaN or infinity: one can poison a server for good."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise InvalidAdapter(
+            f"{name}: expected finite values, got {bad} NaN or infinite of {tensor.numel()}; "
+            "train it again or lower its weight"
+        )
+
+
+def digest_bytes(data: bytes) -> str:
+    """``sha256:<hex>`` of ``data``."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_chunks(chunks: Iterable[bytes]) -> str:
+    """``sha256:<hex>`` of the concatenation of ``chunks``."""
+    state = hashlib.sha256()
+    for chunk in chunks:
+        state.update(chunk)
+    return f"sha256:{state.hexdigest()}"
+
+
+def digest_file(path: Path) -> str:
+    """``sha256:<hex>`` of the file at ``path``; raises `OSError` when it cannot be read."""
+    with path.open("rb") as file:
+        return digest_chunks(iter(lambda: file.read(_READ_SIZE), b""))
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes]) -> str:
+    """Write ``chunks`` to ``path`` whole or not at all (temp, fsync, rename), and return the digest.
+
+    A file already at ``path`` is replaced. If ``chunks`` raises, ``path`` is as it was before.
+    """
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        digest = digest_chunks(_written(temp, chunks))
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return digest
+
+
+def sync_folder(folder: Path) -> None:
+    """Fsync a directory, so that a rename inside it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _written(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    with path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            yield chunk
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(specs: Mapping[str, TensorSpec]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, spec in specs.items():
+        end = start + spec.nbytes
+        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text + b" " * (-len(text) % 8)
+    return len(padded).to_bytes(8, "little") + padded

@@ -1,0 +1,27 @@
+"""What can go wrong in an audit.
+
+AuditError
+├── MetricError         a figure cannot be computed from this input (also a ValueError)
+├── RecordError         a record holds something no audit can have measured (also a ValueError)
+└── IncomparableError   "before" and "after" did not measure the same thing
+
+Messages name rows by id and never quote a prompt, a reference or an answer: exception texts end up in logs.
+"""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """Base of every error that `efface.audits` raises on purpose."""
+
+
+class MetricError(AuditError, ValueError):
+    """The input of a metric is empty, not finite or of the wrong shape."""
+
+
+class RecordError(AuditError, ValueError):
+    """A score, an evaluation, a finding or a report contradicts itself."""
+
+
+class IncomparableError(AuditError):
+    """Two evaluations differ in their rows or their precision, so their ratio would mean nothing."""

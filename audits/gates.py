@@ -1,0 +1,218 @@
+"""Gates: which change between "before" and "after" an audit accepts.
+
+`Thresholds` are numbers a recipe may set; `check` turns two evaluations into findings, one per gate, group
+and request. It fails closed: forgetting that was not measured has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .aggregate import Subject, aggregate, subject_order
+from .errors import IncomparableError
+from .types import GROUPS, Aggregate, Evaluation, Finding, Group, Outcome
+
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Thresholds(BaseModel):
+    """Bounds of the gates; None leaves a gate out. Ratios are after / before of the group's mean.
+
+    The defaults suit a short-answer audit of some ten rows a group, where one slip weighs 0.1. They are
+    starting points: set them from what a model that never saw the rows scores, where you have one.
+
+    A bound that you set yourself must be measurable: without rows for it the audit fails. A default bound
+    without rows is reported as "not measured", but a request whose forgetting no gate measured has failed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_mention_rate_forget: Share | None = Field(
+        0.1, description="answers that still name a keyword, rows trained on"
+    )
+    max_mention_rate_paraphrase: Share | None = Field(0.2, description="the same, wordings never trained on")
+    max_probability_ratio_forget: Ratio | None = Field(0.5, description="answer probability, forget rows")
+    max_extraction_strength_forget: Share | None = Field(
+        None, description="absolute; off by default: the end of a short answer is predictable to any model"
+    )
+    max_rouge_ratio_forget: Ratio | None = Field(None, description="ROUGE-L recall, forget rows")
+    min_probability_ratio_retain: Ratio | None = Field(0.8, description="answer probability, retain rows")
+    min_probability_ratio_neighbour: Ratio | None = Field(
+        0.7, description="answer probability, neighbour rows"
+    )
+    min_mention_ratio_retain: Ratio | None = Field(
+        0.9, description="rate of naming the right keyword, retain rows"
+    )
+    min_mention_ratio_neighbour: Ratio | None = Field(0.8, description="the same, neighbour rows")
+    min_fluency_ratio: Ratio | None = Field(0.7, description="n-gram entropy of the answers, each group")
+    max_perplexity_ratio: Ratio | None = Field(
+        10.0, description="the base's perplexity of the answers, each group; gibberish costs hundreds"
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_forgetting(self) -> Thresholds:
+        forget = [name for name in type(self).model_fields if name.endswith("_forget")]
+        if all(getattr(self, name) is None for name in forget):
+            raise ValueError(
+                f"expected at least one of {', '.join(forget)}: without it an audit shows no forgetting"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One bound: which figure of which group, relative to "before" or absolute, at most or at least."""
+
+    threshold: str
+    group: Group
+    metric: str
+    label: str
+    bound: Literal["at most", "at least"]
+    ratio: bool
+    style: bool = False
+    """How answers read, not what they know: no proof of forgetting, and not reported where absent."""
+
+
+GATES: tuple[Gate, ...] = (
+    Gate("max_mention_rate_forget", "forget", "mention_rate", "mention rate", "at most", ratio=False),
+    Gate("max_mention_rate_paraphrase", "paraphrase", "mention_rate", "mention rate", "at most", ratio=False),
+    Gate(
+        "max_probability_ratio_forget", "forget", "probability", "answer probability", "at most", ratio=True
+    ),
+    Gate(
+        "max_extraction_strength_forget",
+        "forget",
+        "extraction_strength",
+        "extraction strength",
+        "at most",
+        ratio=False,
+    ),
+    Gate("max_rouge_ratio_forget", "forget", "rouge_l", "ROUGE-L recall", "at most", ratio=True),
+    Gate(
+        "min_probability_ratio_retain", "retain", "probability", "answer probability", "at least", ratio=True
+    ),
+    Gate(
+        "min_probability_ratio_neighbour",
+        "neighbour",
+        "probability",
+        "answer probability",
+        "at least",
+        ratio=True,
+    ),
+    Gate("min_mention_ratio_retain", "retain", "mention_rate", "mention rate", "at least", ratio=True),
+    Gate("min_mention_ratio_neighbour", "neighbour", "mention_rate", "mention rate", "at least", ratio=True),
+    # A group without rows is reported by the gates above, once.
+    *(
+        Gate("min_fluency_ratio", group, "fluency", "fluency", "at least", ratio=True, style=True)
+        for group in GROUPS
+    ),
+    *(
+        Gate("max_perplexity_ratio", group, "perplexity", "perplexity", "at most", ratio=True, style=True)
+        for group in GROUPS
+    ),
+)
+
+
+def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tuple[Finding, ...]:
+    """Every gate that `thresholds` sets, on every request and group it concerns.
+
+    Forget and paraphrase gates hold for the requests in `after.active` (all in the rows when that is None)
+    and for rows without a request; retain and neighbour gates hold for all rows, whatever is active.
+
+    Raises IncomparableError when the two differ in rows or precision: a 4-bit "after" needs a 4-bit "before",
+    since quantization alone changes the figures (arXiv 2410.16454).
+    """
+    _require_comparable(before, after)
+    old = {(item.request, item.group): item for item in aggregate(before)}
+    new = {(item.request, item.group): item for item in aggregate(after)}
+    measured = [
+        (gate, subject, *_measure(gate, old.get(subject), new.get(subject)))
+        for gate in GATES
+        if getattr(thresholds, gate.threshold) is not None
+        for subject in _subjects(gate.group, after)
+        if subject in new or not gate.style
+    ]
+    shown = {subject for gate, subject, value, _ in measured if value is not None and not gate.style}
+    return tuple(
+        _finding(gate, subject, value, reason, thresholds, shown) for gate, subject, value, reason in measured
+    )
+
+
+def _require_comparable(before: Evaluation, after: Evaluation) -> None:
+    if before.precision != after.precision:
+        raise IncomparableError(
+            f"expected before and after at one precision, got {before.precision!r} and {after.precision!r}; "
+            f"evaluate {before.label!r} again at {after.precision!r}"
+        )
+    differing = {row.key for row in before.rows} ^ {row.key for row in after.rows}
+    if differing:
+        named = sorted(differing, key=str)[:3]
+        raise IncomparableError(
+            f"expected the same rows in {before.label!r} and {after.label!r}, got {len(differing)} "
+            f"in one only, e.g. {named}; evaluate both on one set"
+        )
+
+
+def _subjects(group: Group, after: Evaluation) -> list[Subject]:
+    """The (request, group) pairs to judge; never empty unless `active` says that nothing is suppressed."""
+    present = {row.request for row in after.rows if row.group == group}
+    named = {row.request for row in after.rows if row.group == "forget"} - {None}
+    active = named if after.active is None else set(after.active)
+    if group in ("forget", "paraphrase"):
+        requests = active | (present & {None})
+    else:
+        requests = present if None in present else present | active
+    if not requests and (after.active is None or group in ("neighbour", "retain")):
+        requests = {None}
+    return sorted(((request, group) for request in requests), key=subject_order)
+
+
+def _finding(
+    gate: Gate,
+    subject: Subject,
+    value: float | None,
+    reason: str,
+    thresholds: Thresholds,
+    shown: set[Subject],
+) -> Finding:
+    threshold = float(getattr(thresholds, gate.threshold))
+    if value is None:
+        unproven = gate.group == "forget" and subject not in shown
+        required = unproven or gate.threshold in thresholds.model_fields_set
+        outcome: Outcome = "failed" if required else "not measured"
+        text = f"not measured: {reason}" + (", and this gate requires it" if required else "")
+    else:
+        outcome = "passed" if _holds(gate, value, threshold) else "failed"
+        text = f"{reason}, {gate.bound} {threshold:g}"
+    return Finding(gate.threshold, gate.group, subject[0], value, threshold, outcome, f"{gate.label} {text}")
+
+
+def _measure(gate: Gate, old: Aggregate | None, new: Aggregate | None) -> tuple[float | None, str]:
+    """The value of the gate and how it came about, or None and why there is none."""
+    if old is None or new is None:
+        return None, f"no {gate.group} rows (n = 0)"
+    (was, _), (now, n) = _figure(gate, old), _figure(gate, new)
+    if was is None or now is None:
+        return (
+            None,
+            f"none of the {new.n} rows {'has keywords' if gate.metric == 'mention_rate' else 'is answered'}",
+        )
+    if not gate.ratio:
+        return now, f"{was:.3g} → {now:.3g} (n = {n})"
+    if was == 0.0:
+        return None, f"it is 0 before, so there is no ratio (n = {n})"
+    return now / was, f"{was:.3g} → {now:.3g}, ratio {now / was:.3g} (n = {n})"
+
+
+def _figure(gate: Gate, item: Aggregate) -> tuple[float | None, int]:
+    value: float | None = getattr(item, gate.metric)
+    rows = {"mention_rate": item.n_mention, "perplexity": item.n_perplexity}
+    return value, rows.get(gate.metric, item.n)
+
+
+def _holds(gate: Gate, value: float, threshold: float) -> bool:
+    return value <= threshold if gate.bound == "at most" else value >= threshold

@@ -1,0 +1,177 @@
+"""`efface audit`: measure a release, or any PEFT adapter on its base, and write the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..registry import Registry, active_release, get_audit, list_audits
+from .options import (
+    DEFAULT_ACTOR,
+    DEFAULT_REGISTRY,
+    ActorOption,
+    Format,
+    FormatOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    RecipeOption,
+    RegistryOption,
+    RevealOption,
+    SetOption,
+)
+from .output import emit, emit_table, progress, talk
+from .records import audit_json
+from .reports import findings_text, write_reports
+
+if TYPE_CHECKING:
+    from ..audits import AuditReport
+    from ..recipes.bench import Bench
+    from ..recipes.recipe import Recipe
+
+app = typer.Typer(help="Audits of releases and adapters.", no_args_is_help=True)
+SUITES = ("quick",)
+
+
+@app.command("run", epilog="Example: efface audit run --release prod --model ./base --html report.html")
+def run(
+    model: ModelOption,
+    release: Annotated[
+        str | None, typer.Option("--release", help="Channel whose active release to audit.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
+    ] = None,
+    forget: Annotated[
+        Path | None, typer.Option("--forget", help="With --adapter: the forgotten rows.")
+    ] = None,
+    retain: Annotated[list[Path] | None, typer.Option("--retain", help="With --adapter: kept rows.")] = None,
+    neighbours: Annotated[list[Path] | None, typer.Option("--neighbours", help="With --adapter.")] = None,
+    suite: Annotated[str, typer.Option("--suite", help=f"{', '.join(SUITES)}.")] = "quick",
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    html: HtmlOption = None,
+    json: JsonOption = None,
+    reveal: RevealOption = False,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Measure before and after: probability, ROUGE-L, extraction strength, fluency. Exit 1 if a gate fails.
+
+    A release's audit is written into its registry; an adapter given by folder is only reported on. Gates and
+    precision come from the recipe.
+    """
+    from ..recipes.bench import open_bench
+    from ..recipes.recipe import load_recipe
+
+    if (release is None) == (adapter is None):
+        raise typer.BadParameter("expected either --release CHANNEL or --adapter DIR")
+    if suite not in SUITES:
+        raise typer.BadParameter(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
+    if adapter is not None and forget is None:
+        raise typer.BadParameter("--adapter needs --forget FILE: the rows that it is to have forgotten")
+    chosen = load_recipe(recipe, overrides)
+    with progress() as bars:
+        if release is not None:
+            with Registry.open(registry) as reg:
+                active_release(reg, release)
+                bars.phase("Loading the base")
+                report, record = _of_release(reg, release, open_bench(model, chosen), chosen, actor, bars)
+        else:
+            report = _of_adapter(model, chosen, adapter, forget, retain or [], neighbours or [], bars)
+            record = None
+    write_reports(report, html, json, reveal)
+    talk.print(findings_text(report))
+    emit(
+        {"audit": record, "report": report.to_json()},
+        format,
+        f"{report.verdict}" + (f" {record}" if record else ""),
+    )
+    raise typer.Exit(0 if report.verdict == "pass" else 1)
+
+
+@app.command("show", epilog="Example: efface audit show sha256:1f0c8a")
+def show(
+    reference: Annotated[
+        str | None, typer.Argument(help="Digest or prefix; without it, all are listed.")
+    ] = None,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
+) -> None:
+    """Show one recorded audit with its report, or list all."""
+    with Registry.open(registry) as reg:
+        if reference is None:
+            records = [audit_json(audit) for audit in list_audits(reg)]
+            emit_table(
+                records,
+                ["digest", "composition", "precision", "suite", "verdict", "at"],
+                format,
+                "No audits.",
+            )
+            return
+        audit = get_audit(reg, reference)
+        text = reg.blobs.read(audit.report).decode()
+    emit({**audit_json(audit), "document": text}, format, text)
+
+
+def _of_release(
+    reg: Registry, channel: str, bench: Bench, recipe: Recipe, actor: str, bars: Any
+) -> tuple[AuditReport, str]:
+    from tempfile import TemporaryDirectory
+
+    from ..recipes.audit import audit_composition, record, request_data
+    from ..recipes.release import render_composition, require_base, requests_in
+
+    release = active_release(reg, channel)
+    require_base(bench, release.composition)
+    active = requests_in(reg, release.composition)
+    with TemporaryDirectory(prefix="efface-audit-") as scratch:
+        folder = render_composition(reg, release.composition, Path(scratch) / "rendered") if active else None
+        report = audit_composition(
+            bench,
+            release.composition,
+            folder,
+            request_data(reg, active),
+            active=active,
+            recipe=recipe,
+            label=f"{channel}@{release.version}",
+            progress=bars,
+        )
+    return report, record(reg, release.composition, report, recipe, actor).digest
+
+
+def _of_adapter(
+    model: str,
+    recipe: Recipe,
+    adapter: Path | None,
+    forget: Path | None,
+    retain: list[Path],
+    neighbours: list[Path],
+    bars: Any,
+) -> AuditReport:
+    from ..adapters import read_adapter
+    from ..recipes.audit import audit_composition
+    from ..recipes.bench import open_bench
+    from ..recipes.data import load_request_data
+    from ..registry import compose
+
+    if adapter is None or forget is None:
+        raise typer.BadParameter("expected --adapter DIR and --forget FILE")
+    data = load_request_data(forget, retain, neighbours)
+    digest = read_adapter(adapter).digest
+    bars.phase("Loading the base")
+    bench = open_bench(model, recipe)
+    composition = compose(bench.base.fingerprint.digest, recipe.quantization, [(digest, "1")])
+    return audit_composition(
+        bench,
+        composition,
+        adapter,
+        {"given rows": data},
+        active=["given rows"],
+        recipe=recipe,
+        label=adapter.name,
+        progress=bars,
+    )

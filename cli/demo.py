@@ -1,0 +1,180 @@
+"""`efface demo`: the whole story on a real small model, in minutes on a laptop's CPU."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..registry import InvalidInput
+from .options import DEFAULT_ACTOR, ActorOption, Format, FormatOption, RecipeOption, SetOption
+from .output import data, emit, progress, talk
+from .reports import write_reports
+
+if TYPE_CHECKING:
+    from ..audits import Evaluation
+    from ..recipes.demo import Line, Story
+
+EXAMPLE = "Example: efface demo --workdir ./efface-demo"
+_CELL = 34
+
+
+def demo(
+    workdir: Annotated[Path, typer.Option("--workdir", help="Where the registry and the report go.")] = Path(
+        "efface-demo"
+    ),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A base; the demo model by default.")
+    ] = None,
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Forget that Shakespeare wrote plays, then Harry Potter; stack both; take the first back, bit for bit.
+
+    Every claim printed is measured in this run. Exit 1 when forgetting, retention or rollback falls short.
+    """
+    from ..adapters import fetch_model
+    from ..recipes.demo import tell
+    from ..recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides)
+    folder = workdir / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    if workdir.exists() and not workdir.is_dir():
+        raise InvalidInput("a folder for --workdir", "a file", "Name a folder; it is made if it is missing.")
+    path = Path(model) if model else fetch_model("smollm2-135m", progress=talk.print)
+    folder.mkdir(parents=True)
+    with progress() as bars:
+        story = tell(path, chosen, folder, actor=actor, progress=bars)
+    html = folder / "report.html"
+    # The demo's facts are public: the report may show what was asked and answered.
+    write_reports(story.report, html, folder / "report.json", reveal=True, table=_report_table(story))
+    if format is Format.json:
+        emit(_record(story, html), format, "")
+    else:
+        _print(story, html)
+    raise typer.Exit(1 if story.problems else 0)
+
+
+def _print(story: Story, html: Path) -> None:
+    data.print(_answers(story.lines))
+    data.print("[dim]✓ the answer names the fact   ✗ it does not[/dim]\n")
+    data.print(_figures(story.report.evaluations))
+    for number, done in enumerate(story.releases, 1):
+        release = done.release
+        digest = release.composition.digest
+        data.print(
+            f"\n{release.channel}@{number} {release.state:10} {digest}  {escape(release.reason)}", end=""
+        )
+    data.print("\n")
+    for claim, held in story.facts.items():
+        data.print(f"{'[green]✓[/green]' if held else '[red]✗[/red]'} {escape(claim)}")
+    for problem in story.problems:
+        data.print(f"[red]✗ {escape(problem)}[/red]")
+    for request, done in zip(story.requests, story.trained, strict=True):
+        data.print(
+            f"\n{request}  adapter {done.adapter.digest}  trained in {done.training.seconds:.0f} s", end=""
+        )
+    data.print(
+        "\n\nSuppressed, not erased: whoever holds the base without the adapters can ask it everything."
+    )
+    data.print(f"Report: {html}\nRegistry: {html.parent / 'registry'} ({story.ledger.events} events)")
+    data.print(f"{story.seconds:.0f} s")
+
+
+def _answers(lines: tuple[Line, ...]) -> Table:
+    from ..recipes.demo import COLUMNS
+
+    table = Table(title="What the model answers", title_justify="left", show_lines=True)
+    table.add_column("question")
+    for column in COLUMNS:
+        table.add_column(column, min_width=18)
+    for line in lines:
+        cells = [_cell(a, n) for a, n in zip(line.answers, line.names_it, strict=True)]
+        table.add_row(f"[dim]{line.kind}[/dim]\n{escape(line.question)}", *cells)
+    return table
+
+
+def _cell(answer: str, names_it: bool | None) -> str:
+    text = escape(_clip(answer))
+    mark = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: " "}[names_it]
+    return f"{mark} {text}"
+
+
+def _clip(answer: str) -> str:
+    words = " ".join(answer.split())
+    return words if len(words) <= 2 * _CELL else f"{words[: 2 * _CELL]}…"
+
+
+def _figures(evaluations: tuple[Evaluation, ...]) -> Table:
+    from ..audits import aggregate
+
+    table = Table(title="Audit (mean over rows)", title_justify="left")
+    columns = (
+        "rows",
+        "n",
+        "composition",
+        "names the fact",
+        "probability",
+        "ROUGE-L",
+        "extraction",
+        "fluency",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("rows", "composition") else "right")
+    figures = [(e.label, item) for e in evaluations for item in aggregate(e)]
+    keys = list(dict.fromkeys((item.request, item.group) for _, item in figures))
+    for request, group in keys:
+        table.add_section()
+        for label, item in figures:
+            if (item.request, item.group) == (request, group):
+                rate = "–" if item.mention_rate is None else f"{item.mention_rate:.0%} of {item.n_mention}"
+                numbers = (item.probability, item.rouge_l, item.extraction_strength)
+                name = f"{request or 'all'} {group}" if label == evaluations[0].label else ""
+                cells = [f"{number:.2f}" for number in numbers]
+                table.add_row(name, str(item.n), label, rate, *cells, f"{item.fluency:.2f}")
+    return table
+
+
+def _report_table(story: Story) -> Any:
+    from ..audits import Table as ReportTable
+    from ..recipes.demo import COLUMNS
+
+    rows = tuple(
+        (line.kind, line.question, *(_marked(a, n) for a, n in zip(line.answers, line.names_it, strict=True)))
+        for line in story.lines
+    )
+    return ReportTable("What the model answers", ("kind", "question", *COLUMNS), rows)
+
+
+def _marked(answer: str, names_it: bool | None) -> str:
+    return {True: "✓ ", False: "✗ ", None: ""}[names_it] + _clip(answer)
+
+
+def _record(story: Story, html: Path) -> dict[str, Any]:
+    return {
+        "requests": list(story.requests),
+        "adapters": [done.adapter.digest for done in story.trained],
+        "releases": [
+            {
+                "version": r.release.version,
+                "composition": r.release.composition.digest,
+                "verdict": r.report.verdict,
+            }
+            for r in story.releases
+        ],
+        "answers": [
+            {"kind": x.kind, "question": x.question, "answers": list(x.answers), "names_it": list(x.names_it)}
+            for x in story.lines
+        ],
+        "claims": dict(story.facts),
+        "problems": list(story.problems),
+        "report": str(html),
+        "training_seconds": [round(done.training.seconds, 1) for done in story.trained],
+        "seconds": round(story.seconds, 1),
+    }

@@ -1,0 +1,40 @@
+"""Exit codes: 0 done, 1 a check or gate failed, 2 bad input, 3 broken registry, 130 interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.markup import escape
+
+from ..registry import BrokenRegistry, GateFailed, RegistryError
+from .output import talk
+
+CHECK_FAILED, BAD_INPUT, BROKEN_REGISTRY = 1, 2, 3
+_CHECK_TYPES = ("TrainingError", "GateNotMet")
+_BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError")
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn efface's errors into one message on stderr and an exit code. Anything else is a bug and is shown."""
+    try:
+        yield
+    except GateFailed as error:
+        _stop(error, CHECK_FAILED)
+    except BrokenRegistry as error:
+        _stop(error, BROKEN_REGISTRY)
+    except RegistryError as error:
+        _stop(error, BAD_INPUT)
+    except Exception as error:
+        # By name, because importing those packages would import torch for commands that need none.
+        if not {kind.__name__ for kind in type(error).__mro__} & set(_BAD_INPUT_TYPES):
+            raise
+        _stop(error, CHECK_FAILED if type(error).__name__ in _CHECK_TYPES else BAD_INPUT)
+
+
+def _stop(error: Exception, code: int) -> None:
+    for line in str(error).splitlines() or [type(error).__name__]:
+        talk.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
+    raise typer.Exit(code)

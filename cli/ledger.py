@@ -1,0 +1,51 @@
+"""`efface log` and `efface verify`: what happened, and whether the book still says so."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..registry import Registry
+from ..registry import log as read_log
+from ..registry import verify as verify_registry
+from .failure import BROKEN_REGISTRY
+from .options import DEFAULT_REGISTRY, Format, FormatOption, RegistryOption
+from .output import emit, emit_table
+from .records import event_json
+
+LOG_EXAMPLE = "Example: efface log --limit 20"
+VERIFY_EXAMPLE = "Example: efface verify --deep"
+
+
+def log(
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the newest events.")] = None,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
+) -> None:
+    """Print the ledger: every event with its hash, oldest first."""
+    with Registry.open(registry) as reg:
+        records = [event_json(event) for event in read_log(reg, limit)]
+    emit_table(records, ["seq", "at", "kind", "subject_id", "actor", "hash"], format, "The ledger is empty.")
+
+
+def verify(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Hash every blob and open every vault entry too.")
+    ] = False,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
+) -> None:
+    """Check the hash chain, the projections and the blobs. Exit 3 and name each culprit if anything differs."""
+    with Registry.open(registry) as reg:
+        found = verify_registry(reg, deep=deep)
+    problems = [
+        {"kind": p.kind, "where": p.where, "expected": p.expected, "found": p.found} for p in found.problems
+    ]
+    record = {"events": found.events, "blobs": found.blobs, "deep": deep, "problems": problems}
+    lines = [f"{p['kind']}: {p['where']}: expected {p['expected']}, found {p['found']}" for p in problems]
+    summary = f"{found.events} events, {found.blobs} blobs: " + (
+        "as written" if not problems else "NOT as written"
+    )
+    emit(record, format, "\n".join([*lines, summary]))
+    raise typer.Exit(BROKEN_REGISTRY if problems else 0)

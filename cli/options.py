@@ -1,0 +1,53 @@
+"""The options that many commands share, declared once."""
+
+from __future__ import annotations
+
+import getpass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """What stands on stdout."""
+
+    text = "text"
+    json = "json"
+
+
+def default_actor() -> str:
+    """Who the ledger names when nobody says: the user of this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+RegistryOption = Annotated[
+    str, typer.Option("--registry", envvar="EFFACE_REGISTRY", help="Registry folder or sqlite:///folder.")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Data on stdout as text or JSON.")]
+ActorOption = Annotated[
+    str,
+    typer.Option("--actor", envvar="EFFACE_ACTOR", help="Who does this, for the ledger.", show_default=False),
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", envvar="EFFACE_MODEL", help="Base model: a folder or a Hub id.")
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name or a YAML file.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key. Repeatable.")
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the ledger.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the audit report as one HTML page.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the audit report as JSON.")]
+RevealOption = Annotated[
+    bool,
+    typer.Option(
+        "--reveal", help="Put prompts and answers into the report. It then shows the forgotten text."
+    ),
+]
+DEFAULT_REGISTRY = ".efface"
+DEFAULT_ACTOR = default_actor()

@@ -1,0 +1,175 @@
+"""`efface release`: put stacks of adapters on a channel, and take requests off again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..registry import Registry, active_release, get_request, history
+from ..registry import plan_removal as plan
+from .options import (
+    DEFAULT_ACTOR,
+    DEFAULT_REGISTRY,
+    ActorOption,
+    Format,
+    FormatOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    ReasonOption,
+    RecipeOption,
+    RegistryOption,
+    RevealOption,
+    SetOption,
+)
+from .output import emit, emit_table, progress, talk
+from .records import release_json
+from .reports import findings_text, write_reports
+
+if TYPE_CHECKING:
+    from ..recipes.release import Released
+
+app = typer.Typer(help="Releases of composed adapters.", no_args_is_help=True)
+ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="Such as prod.")]
+
+
+@app.command("create", epilog="Example: efface release create prod --add req-000001 --model ./base")
+def create(
+    channel: ChannelArgument,
+    add: Annotated[list[str], typer.Option("--add", help="Request to add. Repeatable.")],
+    model: ModelOption,
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    reason: ReasonOption = "requested",
+    html: HtmlOption = None,
+    json: JsonOption = None,
+    reveal: RevealOption = False,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Stack the adapters of requests onto the channel, audit every active request again, and activate.
+
+    Exit 1 when the gates fail: the version stays a candidate and the channel serves what it served.
+    """
+    from ..recipes.bench import open_bench
+    from ..recipes.recipe import load_recipe
+    from ..recipes.release import add_requests
+
+    chosen = load_recipe(recipe, overrides)
+    with Registry.open(registry) as reg, progress() as bars:
+        for request in add:
+            get_request(reg, request)
+        bars.phase("Loading the base")
+        bench = open_bench(model, chosen)
+        done = add_requests(reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars)
+        _finish(reg, done)
+    write_reports(done.report, html, json, reveal)
+    _say(registry, done, format)
+
+
+@app.command(
+    "rollback",
+    epilog="Example: efface release rollback prod --remove req-000001 --reason 'licence agreed' --model ./base",
+)
+def rollback(
+    channel: ChannelArgument,
+    model: ModelOption,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", help="Request to take off. Repeatable.")
+    ] = None,
+    to: Annotated[int | None, typer.Option("--to", help="Version whose composition to return to.")] = None,
+    reason: ReasonOption = "",
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    html: HtmlOption = None,
+    json: JsonOption = None,
+    reveal: RevealOption = False,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Take requests off, or return to an earlier version: a new version, as if they had never been added."""
+    from ..recipes.bench import open_bench
+    from ..recipes.recipe import load_recipe
+    from ..recipes.release import remove_requests, return_to
+
+    if bool(remove) == (to is not None):
+        raise typer.BadParameter("expected either --remove REQUEST or --to VERSION")
+    if not reason:
+        raise typer.BadParameter("a rollback needs --reason: it is written into the ledger")
+    chosen = load_recipe(recipe, overrides)
+    with Registry.open(registry) as reg, progress() as bars:
+        if remove:
+            plan(reg, channel, remove)
+        bars.phase("Loading the base")
+        bench = open_bench(model, chosen)
+        if to is not None:
+            done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
+        else:
+            done = remove_requests(
+                reg, channel, remove or [], bench, chosen, reason=reason, actor=actor, progress=bars
+            )
+        _finish(reg, done)
+    write_reports(done.report, html, json, reveal)
+    _say(registry, done, format)
+
+
+@app.command("show", epilog="Example: efface release show prod --format json")
+def show(
+    channel: ChannelArgument, registry: RegistryOption = DEFAULT_REGISTRY, format: FormatOption = Format.text
+) -> None:
+    """Show what is active on a channel."""
+    with Registry.open(registry) as reg:
+        release = active_release(reg, channel)
+        record = release_json(release, _requests(reg, release.composition.adapters))
+    lines = [
+        f"{record['channel']}@{record['version']}  {record['state']}",
+        f"requests     {', '.join(record['requests']) or 'none: this is the bare base'}",
+        f"composition  {record['composition']['digest']}",
+        *(f"  {part['weight']} × {part['adapter']}" for part in record["composition"]["parts"]),
+        f"rendered     {record['rendered'] or '–'}",
+        f"audit        {record['audit']}",
+        f"approved by  {record['approved_by']}: {record['reason']}",
+    ]
+    emit(record, format, "\n".join(lines))
+
+
+@app.command("history", epilog="Example: efface release history prod")
+def history_(
+    channel: ChannelArgument, registry: RegistryOption = DEFAULT_REGISTRY, format: FormatOption = Format.text
+) -> None:
+    """List every version of a channel, oldest first."""
+    with Registry.open(registry) as reg:
+        records = [release_json(r, _requests(reg, r.composition.adapters)) for r in history(reg, channel)]
+    rows = [
+        {**r, "requests": ", ".join(r["requests"]) or "none", "composition": r["composition"]["digest"]}
+        if format is Format.text
+        else r
+        for r in records
+    ]
+    emit_table(rows, ["version", "state", "requests", "composition", "reason", "created_at"], format, "")
+
+
+def _requests(reg: Registry, adapters: tuple[str, ...]) -> list[str]:
+    from ..registry import get_adapter
+
+    return sorted({request for digest in adapters for request in get_adapter(reg, digest).requests})
+
+
+def _finish(reg: Registry, done: Released) -> None:
+    """Everything is written; say what the audit found."""
+    talk.print(findings_text(done.report))
+
+
+def _say(registry: str, done: Released, format: Format) -> None:
+    with Registry.open(registry) as reg:
+        record = release_json(done.release, _requests(reg, done.release.composition.adapters))
+    state = done.release.state
+    emit(
+        record,
+        format,
+        f"{done.release.channel}@{done.release.version} {state}\n{done.release.composition.digest}",
+    )
+    raise typer.Exit(0 if state == "ACTIVE" else 1)

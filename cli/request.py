@@ -1,0 +1,106 @@
+"""`efface request`: what is to be forgotten, and how far it has come."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..registry import Registry, get_request, list_adapters, list_requests, open_request
+from .options import DEFAULT_ACTOR, DEFAULT_REGISTRY, ActorOption, Format, FormatOption, RegistryOption
+from .output import emit, emit_table
+from .records import request_json
+
+app = typer.Typer(help="Forget requests.", no_args_is_help=True)
+BASES = "gdpr17, uk_gdpr, ccpa, copyright, safety or test"
+
+
+@app.command(
+    "open",
+    epilog="Example: efface request open --forget forget.jsonl --retain retain.jsonl --basis copyright",
+)
+def open_(
+    forget: Annotated[Path, typer.Option("--forget", help="JSONL rows to forget.")],
+    basis: Annotated[str, typer.Option("--basis", help=f"Why: {BASES}.")],
+    retain: Annotated[
+        list[Path] | None, typer.Option("--retain", help="JSONL rows to keep. Repeatable.")
+    ] = None,
+    neighbours: Annotated[
+        list[Path] | None, typer.Option("--neighbours", help="Rows to watch but never train on. Repeatable.")
+    ] = None,
+    subject_ref: Annotated[
+        str | None, typer.Option("--subject-ref", help="Who asks; kept as a keyed hash.")
+    ] = None,
+    received_at: Annotated[
+        str | None, typer.Option("--received-at", help="RFC 3339; now by default.")
+    ] = None,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Open a forget request. The rows go into the encrypted vault; the ledger holds a keyed commitment only.
+
+    A registry that is not there yet is made. Rows are read and checked before anything is written.
+    """
+    from ..recipes.data import load_request_data, to_payload
+
+    data = load_request_data(forget, retain or [], neighbours or [])
+    with Registry.open(registry, create=True) as reg:
+        request = open_request(
+            reg,
+            basis=basis,
+            payload=to_payload(data),
+            n_items=len(data.forget),
+            subject_ref=subject_ref,
+            received_at=_moment(received_at),
+            actor=actor,
+        )
+    record = request_json(request)
+    emit(
+        record, format, f"{request.id}\n{request.n_items} rows to forget · {request.basis} · {request.state}"
+    )
+
+
+@app.command("list", epilog="Example: efface request list --format json")
+def list_(
+    state: Annotated[str | None, typer.Option("--state", help="Only requests in this state.")] = None,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
+) -> None:
+    """List forget requests."""
+    with Registry.open(registry) as reg:
+        records = [request_json(request) for request in list_requests(reg, state)]
+    emit_table(
+        records, ["id", "basis", "state", "n_items", "received_at", "due_at"], format, "No requests yet."
+    )
+
+
+@app.command("show", epilog="Example: efface request show req-000001")
+def show(
+    request_id: Annotated[str, typer.Argument(help="Such as req-000001.")],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
+) -> None:
+    """Show one request and its adapters."""
+    with Registry.open(registry) as reg:
+        record = request_json(get_request(reg, request_id))
+        record["adapters"] = [adapter.digest for adapter in list_adapters(reg, request_id)]
+    lines = [
+        f"{key:12} {value if value is not None else '–'}"
+        for key, value in record.items()
+        if key != "adapters"
+    ]
+    lines += [f"{'adapter':12} {digest}" for digest in record["adapters"]] or [f"{'adapter':12} –"]
+    emit(record, format, "\n".join(lines))
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected RFC 3339 such as 2026-11-22T09:00:00Z, got {text!r}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,71 @@
+"""`efface unlearn`: train, audit and seal the adapter of one request."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..registry import Registry, get_request
+from .options import (
+    DEFAULT_ACTOR,
+    DEFAULT_REGISTRY,
+    ActorOption,
+    Format,
+    FormatOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    RecipeOption,
+    RegistryOption,
+    RevealOption,
+    SetOption,
+)
+from .output import emit, progress, talk
+from .reports import findings_text, write_reports
+
+EXAMPLE = "Example: efface unlearn req-000001 --model ./base --recipe simnpo --set steps=40"
+
+
+def unlearn(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-000001.")],
+    model: ModelOption,
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    html: HtmlOption = None,
+    json: JsonOption = None,
+    reveal: RevealOption = False,
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="A transformers tracker, such as wandb.")
+    ] = "none",
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Train, audit and seal the adapter of one request; prints its digest.
+
+    Exit 1 when the audit's gates fail: the adapter is sealed as evidence, but no release will take its audit.
+    """
+    from ..recipes.bench import open_bench
+    from ..recipes.recipe import load_recipe
+    from ..recipes.run import unlearn as train_request
+
+    chosen = load_recipe(recipe, overrides)
+    with Registry.open(registry) as reg, progress() as bars:
+        get_request(reg, request_id)
+        bars.phase("Loading the base")
+        bench = open_bench(model, chosen)
+        done = train_request(reg, request_id, bench, chosen, actor=actor, report_to=report_to, progress=bars)
+    write_reports(done.report, html, json, reveal)
+    record = {
+        "adapter": done.adapter.digest,
+        "request": request_id,
+        "composition": done.composition.digest,
+        "audit": done.audit.digest,
+        "verdict": done.audit.verdict,
+        "findings": [finding.to_json() for finding in done.report.findings],
+        "seconds": round(done.training.seconds, 1),
+    }
+    talk.print(findings_text(done.report))
+    emit(record, format, done.adapter.digest)
+    raise typer.Exit(0 if done.audit.verdict == "pass" else 1)

@@ -1,0 +1,110 @@
+"""Audit a composition: every active request measured against the bare base, at the precision it is served in."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from ..audits import AuditReport, Evaluation, Probe, check
+from ..registry import Audit, Composition, Registry, read_payload, record_audit
+from .bench import Bench, measure, wearing
+from .data import RequestData, from_payload
+from .prepare import probes
+from .progress import Progress
+from .recipe import Recipe
+
+SUITE = "quick/1"
+CLAIM_WORDS = (
+    "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it everything."
+)
+
+
+def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, RequestData]:
+    """The rows of each request, out of the vault. Raises what the registry raises."""
+    return {request: from_payload(read_payload(registry, request)) for request in requests}
+
+
+def audit_composition(
+    bench: Bench,
+    composition: Composition,
+    folder: Path | None,
+    requests: Mapping[str, RequestData],
+    *,
+    active: Sequence[str],
+    recipe: Recipe,
+    label: str,
+    progress: Progress | None = None,
+    rows: Sequence[Probe] | None = None,
+) -> AuditReport:
+    """Measure the base and ``composition`` (rendered in ``folder``; None: the base) on the rows of ``requests``.
+
+    ``active`` are the requests that the composition suppresses; the gates of ``recipe`` hold them to it.
+    """
+    rows = probes(bench, requests, recipe, progress=progress) if rows is None else rows
+    base = bench.base.model
+    before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
+    with wearing(bench, folder) as model:
+        after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
+    return report_of(bench, before, after, recipe, title=f"Audit of {label}", active=active)
+
+
+def report_of(
+    bench: Bench,
+    before: Evaluation,
+    after: Evaluation,
+    recipe: Recipe,
+    *,
+    title: str,
+    active: Sequence[str],
+    between: Sequence[Evaluation] = (),
+) -> AuditReport:
+    """Gate ``after`` against ``before`` and put everything that was measured into one document."""
+    return AuditReport(
+        title=title,
+        asked=f"Forget {', '.join(active) or 'nothing'}; keep the rest. {CLAIM_WORDS}",
+        evaluations=(before, *between, after),
+        findings=check(before, after, recipe.gates),
+        before=before.label,
+        after=after.label,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        thresholds=recipe.gates.model_dump(),
+        digests={
+            "base": bench.base.fingerprint.digest,
+            "composition": after.composition,
+            "recipe": recipe.digest,
+        },
+        environment=environment(bench),
+        reproduce=("efface audit run --release CHANNEL --model BASE",),
+    )
+
+
+def record(
+    registry: Registry, composition: Composition, report: AuditReport, recipe: Recipe, actor: str
+) -> Audit:
+    """Write the audit (without any text of the rows) into the ledger."""
+    return record_audit(
+        registry,
+        composition=composition.digest,
+        precision=composition.quantization,
+        suite=SUITE,
+        seed=recipe.seed,
+        verdict=report.verdict,
+        report=json.dumps(report.to_json(), allow_nan=False).encode(),
+        environment=report.environment,
+        actor=actor,
+    )
+
+
+def environment(bench: Bench) -> dict[str, str]:
+    """Versions and machine facts that can move a figure."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(bench.base.model.device),
+        **{name: version(name) for name in packages},
+    }

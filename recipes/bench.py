@@ -1,0 +1,134 @@
+"""A base on the bench: how it is asked, and what it answered, so that no question is put to it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ..adapters import Base, BaseMismatch, Item, detach, encode, load, load_base, prompt_ids, read_adapter
+from ..audits import Evaluation, Method, Probe, answer_rows, evaluate, question_ids
+from ..registry import Composition, compose
+from .data import Row
+from .progress import Progress, Silent
+from .recipe import Recipe
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded base and how rows are measured on it. ``answers``: greedy answers by composition and prompt.
+
+    An answer is reused only for the same composition digest (base, precision, adapters and weights).
+    """
+
+    base: Base
+    method: Method
+    answers: dict[tuple[str, Ids], Ids] = field(default_factory=dict)
+
+    @property
+    def bare(self) -> Composition:
+        """The composition that is the base alone."""
+        return compose(self.base.fingerprint.digest, self.base.quantization, ())
+
+
+def open_bench(model: str | Path, recipe: Recipe) -> Bench:
+    """Load ``model`` at the recipe's precision. Raises `ModelError`."""
+    base = load_base(model, recipe.quantization)
+    return Bench(base, recipe.method(has_chat_template=bool(base.tokenizer.chat_template)))
+
+
+@contextmanager
+def wearing(bench: Bench, folder: Path | None) -> Iterator[PreTrainedModel | PeftModel]:
+    """The base with the adapter in ``folder`` on (None: bare), and bare again afterwards.
+
+    Raises `BaseMismatch` when the adapter was made for another base, before anything is loaded.
+    """
+    if folder is None:
+        yield bench.base.model
+        return
+    made_for = read_adapter(folder).config.base_model_name_or_path
+    if made_for != bench.base.fingerprint.digest:
+        raise BaseMismatch(
+            f"the adapter was made for base {made_for}, but {bench.base.path} is {bench.base.fingerprint.digest}: "
+            "give the base that it was trained on"
+        )
+    model = load(bench.base.model, folder)
+    try:
+        yield model
+    finally:
+        detach(model)
+
+
+def measure(
+    bench: Bench,
+    model: PreTrainedModel | PeftModel,
+    composition: Composition,
+    probes: Sequence[Probe],
+    *,
+    label: str,
+    active: Sequence[str],
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate ``probes``, asking only what this composition has not answered on this bench."""
+    progress = progress or Silent()
+    progress.phase(f"Measuring {label}", len(probes))
+    base, method = bench.base, bench.method
+    encoded = [encode(base.tokenizer, p.item, chat=method.chat, max_length=method.max_length) for p in probes]
+    answers = ask(bench, model, composition, [question_ids(row) for row in encoded], progress)
+    return evaluate(
+        model,
+        base.tokenizer,
+        probes,
+        label=label,
+        composition=composition.digest,
+        precision=base.quantization,
+        active=active,
+        method=method,
+        answers=answers,
+    )
+
+
+def ask(
+    bench: Bench,
+    model: PreTrainedModel | PeftModel,
+    composition: Composition,
+    prompts: Sequence[Ids],
+    progress: Progress | None = None,
+) -> list[Ids]:
+    """Greedy answers of ``model`` (which must be ``composition``) to token-id prompts."""
+    progress = progress or Silent()
+    known, digest = bench.answers, composition.digest
+    new = list(dict.fromkeys(prompt for prompt in prompts if (digest, prompt) not in known))
+    progress.advance(sum((digest, prompt) in known for prompt in prompts))
+    found = answer_rows(model, bench.base.tokenizer, new, bench.method, progress.advance)
+    known.update({(digest, prompt): answer for prompt, answer in zip(new, found, strict=True)})
+    return [known[digest, prompt] for prompt in prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """An answer of the base itself; ``ended`` is False where it was cut at ``max_new_tokens``."""
+
+    text: str
+    ended: bool
+
+
+def own_answers(bench: Bench, rows: Sequence[Row], progress: Progress | None = None) -> Mapping[str, Own]:
+    """What the bare base answers to each row's question, by row id (documents have no question)."""
+    tokenizer, method = bench.base.tokenizer, bench.method
+    asked = [row for row in rows if row.prompt]
+    prompts = [tuple(prompt_ids(tokenizer, row.item("?"), chat=method.chat)) for row in asked]
+    answers = ask(bench, bench.base.model, bench.bare, prompts, progress)
+    return {
+        row.id: Own(
+            str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(),
+            len(ids) < method.max_new_tokens,
+        )
+        for row, ids in zip(asked, answers, strict=True)
+    }

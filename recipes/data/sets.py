@@ -1,0 +1,104 @@
+"""The rows of one request: what to forget, what to keep, and neighbours that no one trains on."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .rows import Row, read_rows, row_from_json, row_to_json
+
+
+@dataclass(frozen=True, slots=True)
+class RequestData:
+    """``forget`` is trained away, ``retain`` is trained to stay, ``neighbours`` are only looked at.
+
+    Neighbours ask the same relation of other entities: they measure over-forgetting where it is likeliest,
+    so training never sees them. Paraphrases of forget rows are likewise only looked at.
+    """
+
+    forget: tuple[Row, ...]
+    retain: tuple[Row, ...]
+    neighbours: tuple[Row, ...] = ()
+
+
+def load_request_data(forget: Path, retain: Sequence[Path], neighbours: Sequence[Path] = ()) -> RequestData:
+    """Read and cross-check the files of a request. Raises :class:`DataError` with all problems at once."""
+    problems: list[str] = []
+
+    def read(path: Path, answers_required: bool) -> tuple[Row, ...]:
+        try:
+            return read_rows(path, answers_required=answers_required)
+        except DataError as error:
+            problems.extend(error.problems)
+            return ()
+
+    data = RequestData(
+        read(forget, True),
+        tuple(row for path in retain for row in read(path, False)),
+        tuple(row for path in neighbours for row in read(path, False)),
+    )
+    if not retain:
+        problems.append("no retain rows: without them forgetting damages everything else; give --retain FILE")
+    problems += overlaps(data)
+    if problems:
+        raise DataError(problems)
+    return data
+
+
+def overlaps(data: RequestData) -> list[str]:
+    """One line per question that stands in two sets, or per id used twice (text is never repeated)."""
+    sets = {"forget": data.forget, "retain": data.retain, "neighbours": data.neighbours}
+    problems = [
+        f"row {b.id!r} of {two} asks the same as row {a.id!r} of {one}: a row is to be forgotten or kept, not both"
+        for one, two in (("forget", "retain"), ("forget", "neighbours"), ("retain", "neighbours"))
+        for a, b in _same(sets[one], sets[two])
+    ]
+    ids: set[str] = set()
+    for row in (row for rows in sets.values() for row in rows):
+        if row.id in ids:
+            problems.append(f"id {row.id!r} is used twice in the request: expected each id once")
+        ids.add(row.id)
+    return problems
+
+
+def questions(row: Row) -> set[str]:
+    """Every way ``row`` asks, normalised; documents are compared by their text."""
+    asked = [row.question or (row.completion or ""), *row.paraphrases]
+    return {" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in asked}
+
+
+def _same(left: Iterable[Row], right: Iterable[Row]) -> list[tuple[Row, Row]]:
+    known = {question: row for row in left for question in questions(row)}
+    return [(known[q], row) for row in right for q in sorted(questions(row) & known.keys())[:1]]
+
+
+def to_payload(data: RequestData) -> bytes:
+    """Canonical JSON of ``data``: the bytes a registry encrypts and commits to."""
+    body: dict[str, Any] = {"v": 1}
+    for name in ("forget", "retain", "neighbours"):
+        body[name] = [row_to_json(row) for row in getattr(data, name)]
+    return json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def from_payload(payload: bytes) -> RequestData:
+    """Read what `to_payload` wrote."""
+    body = json.loads(payload)
+    if body.get("v") != 1:
+        raise DataError([f"request data of version {body.get('v')!r}: this efface reads version 1"])
+    return RequestData(
+        *(tuple(row_from_json(r) for r in body[n]) for n in ("forget", "retain", "neighbours"))
+    )
+
+
+def shipped(name: str) -> Path:
+    """Path of a row file that ships with efface, such as ``shakespeare.forget.jsonl``."""
+    path = Path(str(files("efface.recipes.data") / name))
+    if not path.is_file():
+        raise DataError([f"no shipped rows {name!r}"])
+    return path

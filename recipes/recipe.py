@@ -1,0 +1,157 @@
+"""A recipe: every choice that decides an adapter and its audit, typed and frozen, in one small YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..adapters.model import Quantization
+from ..adapters.trainer import TrainSettings
+from ..audits.gates import Thresholds
+from ..audits.run import Method
+from .errors import InvalidRecipe
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Recipe(BaseModel):
+    """How one request is trained and audited. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    objective: Literal["simnpo", "npo"] = "simnpo"
+    retain_term: Literal["nll", "kl"] = "nll"
+    beta: Positive = 2.5
+    delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gamma: Positive = 1.0
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    learning_rate: Positive = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 40
+    forget_batch: Count = 8
+    retain_batch: Count = 8
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    lora_alpha: Count = 32
+    target_modules: str | tuple[str, ...] = "all-linear"
+    quantization: Quantization = "nf4"
+    focus: Literal["answer", "keywords"] = Field(
+        "keywords", description="forget the whole answer, or only its tokens that spell a keyword of the row"
+    )
+    own_answers: bool = Field(
+        True, description="also forget what the base itself answers, where that names a keyword"
+    )
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto", description="apply the chat template: auto = where the tokenizer has one"
+    )
+    max_length: Count = 512
+    max_new_tokens: Count = 24
+    audit_retain_rows: Count = Field(24, description="retain rows that an audit looks at, evenly spread")
+    seed: Annotated[int, Field(ge=0)] = 0
+    gates: Thresholds = Thresholds()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Recipe:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be below steps={self.steps}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the effective values, whatever file or ``--set`` they came from."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def train_settings(self) -> TrainSettings:
+        """The part of the recipe that the trainer takes."""
+        names = TrainSettings.__dataclass_fields__
+        return TrainSettings(**{name: getattr(self, name) for name in names})
+
+    def method(self, *, has_chat_template: bool) -> Method:
+        """How audits under this recipe measure rows."""
+        chat = has_chat_template if self.chat == "auto" else self.chat == "always"
+        return Method(chat=chat, max_new_tokens=self.max_new_tokens, max_length=self.max_length)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name → path of the YAML files that ship with efface."""
+    folder = Path(str(files("efface.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name or a YAML file by path, then apply ``key=value`` overrides.
+
+    Raises :class:`InvalidRecipe` listing every problem at once, unknown keys with their nearest match.
+    """
+    path = _find(source)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys, found {type(values).__name__}")
+    merged: dict[str, Any] = {"name": path.stem, **{str(k): v for k, v in values.items()}}
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise InvalidRecipe("\n".join(f"recipe {source}: {_problem(detail)}" for detail in details)) from None
+
+
+def _find(source: str) -> Path:
+    known = shipped_recipes()
+    if source in known:
+        return known[source]
+    path = Path(source)
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(source, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InvalidRecipe(f"no recipe {source!r}: expected a YAML file or one of {', '.join(known)}{hint}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise InvalidRecipe(f"--set {override!r}: expected key=value, for example --set steps=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidRecipe(f"--set {override!r}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        inner: Any = place.get(parent) or {}
+        place[parent] = inner = dict(inner) if isinstance(inner, dict) else {}
+        place = inner
+    # YAML 1.1 reads 5e-4 as text; a number is meant.
+    place[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _problem(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"`{place or 'recipe'}`: {detail['msg']}, got {detail.get('input')!r}"
+    model = Thresholds if detail["loc"][0] == "gates" and len(detail["loc"]) > 1 else Recipe
+    near = difflib.get_close_matches(str(detail["loc"][-1]), model.model_fields, 1, 0.4)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(model.model_fields)}"
+    return f"`{place}` is not a key{hint}"

@@ -1,0 +1,179 @@
+"""Releases: compose the adapters of requests, render them as one LoRA, audit, and activate if the gates pass."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters import Part as FolderPart
+from ..audits import AuditReport
+from ..registry import (
+    Composition,
+    NotFound,
+    Registry,
+    Release,
+    activate_release,
+    active_release,
+    adapter_folder,
+    adapter_for_request,
+    compose,
+    create_release,
+    get_adapter,
+    get_release,
+    plan_removal,
+    seal_adapter,
+)
+from ..serving import render
+from .audit import audit_composition, record, request_data
+from .bench import Bench
+from .errors import RequestError
+from .progress import Progress, Silent
+from .recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A new version and the audit that decided on it: ACTIVE when the gates passed, else still CANDIDATE."""
+
+    release: Release
+    report: AuditReport
+
+
+def add_requests(
+    registry: Registry,
+    channel: str,
+    requests: Sequence[str],
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    reason: str,
+    actor: str,
+    progress: Progress | None = None,
+) -> Released:
+    """Stack the adapters of ``requests`` onto what is active on ``channel`` and release the result."""
+    adapters = [adapter_for_request(registry, request) for request in requests]
+    if not adapters:
+        raise RequestError("expected at least one request to add, got none: name one with --add")
+    now = active_composition(registry, channel)
+    base, quantization = (now.base, now.quantization) if now else (adapters[0].base, adapters[0].quantization)
+    held = {part.adapter for part in now.parts} if now else set[str]()
+    twice = [request for request, adapter in zip(requests, adapters, strict=True) if adapter.digest in held]
+    if twice:
+        raise RequestError(
+            f"{', '.join(twice)} is in the active release of {channel} already: nothing to add"
+        )
+    parts = [*(now.parts if now else ()), *((adapter.digest, "1") for adapter in adapters)]
+    composition = compose(base, quantization, parts)
+    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+
+
+def remove_requests(
+    registry: Registry,
+    channel: str,
+    requests: Sequence[str],
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    reason: str,
+    actor: str,
+    progress: Progress | None = None,
+) -> Released:
+    """Roll ``requests`` back: a new version whose composition is as if they had never been added."""
+    composition = plan_removal(registry, channel, requests)
+    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+
+
+def return_to(
+    registry: Registry,
+    channel: str,
+    version: int,
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    reason: str,
+    actor: str,
+    progress: Progress | None = None,
+) -> Released:
+    """Roll back to the composition of an earlier version: a new version with the same digest."""
+    composition = get_release(registry, channel, version).composition
+    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+
+
+def active_composition(registry: Registry, channel: str) -> Composition | None:
+    """What is active on ``channel``; None before its first release."""
+    try:
+        return active_release(registry, channel).composition
+    except NotFound:
+        return None
+
+
+def requests_in(registry: Registry, composition: Composition) -> list[str]:
+    """The requests that ``composition`` suppresses, sorted."""
+    return sorted({r for part in composition.parts for r in get_adapter(registry, part.adapter).requests})
+
+
+def render_composition(registry: Registry, composition: Composition, out: Path) -> Path:
+    """Write ``composition`` as one LoRA folder at ``out`` (a new path). Raises for the bare base."""
+    parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
+    return render(parts, out).path
+
+
+def require_base(bench: Bench, composition: Composition) -> None:
+    """Raise `RequestError` when the bench's base or precision is not the composition's."""
+    wanted = (composition.base, composition.quantization)
+    came = (bench.base.fingerprint.digest, bench.base.quantization)
+    if wanted != came:
+        raise RequestError(
+            f"the adapters were made for base {wanted[0]} at {wanted[1]}, but {bench.base.path} at {came[1]} "
+            f"is {came[0]}: give the base they were trained on, at that precision"
+        )
+
+
+def _release(
+    registry: Registry,
+    channel: str,
+    composition: Composition,
+    bench: Bench,
+    recipe: Recipe,
+    reason: str,
+    actor: str,
+    progress: Progress,
+) -> Released:
+    require_base(bench, composition)
+    active = requests_in(registry, composition)
+    before = active_composition(registry, channel)
+    watched = sorted({*active, *(requests_in(registry, before) if before else ())})
+    with tempfile.TemporaryDirectory(prefix="efface-release-") as scratch:
+        progress.phase("Rendering")
+        folder, rendered = None, None
+        if composition.parts:
+            folder = render_composition(registry, composition, Path(scratch) / "rendered")
+            rendered = seal_adapter(
+                registry,
+                folder,
+                kind="rendered",
+                base=composition.base,
+                quantization=composition.quantization,
+                request_ids=active,
+                facts={"composition": composition.digest},
+                actor=actor,
+            ).digest
+        release = create_release(
+            registry, channel, composition, rendered=rendered, reason=reason, actor=actor
+        )
+        report = audit_composition(
+            bench,
+            composition,
+            folder,
+            request_data(registry, watched),
+            active=active,
+            recipe=recipe,
+            label=f"{channel}@{release.version}",
+            progress=progress,
+        )
+    audit = record(registry, composition, report, recipe, actor)
+    if audit.verdict == "pass":
+        release = activate_release(registry, channel, release.version, audit=audit.digest, approved_by=actor)
+    return Released(release, report)

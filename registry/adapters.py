@@ -1,0 +1,200 @@
+"""Sealed adapters: a PEFT folder becomes blobs, a manifest whose digest is its id, and one event.
+
+The manifest is canonical JSON {v, kind, base, quantization, files, requests, trained_on, facts}. It also
+stands in the event, so the ledger alone says what was sealed: `facts` are settings (objective, recipe digest,
+rank, seed, steps), never rows or text that is to be forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from . import cache, checks, ledger, peft_folder, requests
+from .canon import JSON, Digest, canonical, digest_bytes, parse
+from .errors import Conflict, InvalidInput, NotFound
+from .registry import Registry, Writer
+from .types import Adapter
+
+KINDS = ("trained", "rendered")
+_FACTS_LIMIT = 64 * 1024
+_REFERENCE = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+_MEDIA_TYPES = {peft_folder.CONFIG: "application/json", peft_folder.WEIGHTS: "application/x-safetensors"}
+_RETRAINABLE = ("RECEIVED", "VERIFIED", "ACCEPTED", "AUDITED", "REOPENED")
+"""States from which sealing a trained adapter moves a request to TRAINED; TRAINED and RELEASED stay."""
+
+
+def seal_adapter(
+    reg: Registry,
+    folder: Path,
+    *,
+    kind: str,
+    base: str,
+    quantization: str,
+    request_ids: Sequence[str],
+    facts: Mapping[str, JSON],
+    trained_on: str | None = None,
+    actor: str,
+) -> Adapter:
+    """Store the PEFT LoRA in `folder` and record it; the same adapter sealed twice is one adapter.
+
+    `kind` is `trained` (moves its requests to TRAINED) or `rendered` (a composition made into one LoRA; put
+    its digest in `facts["composition"]` and releases check it). `trained_on` is the digest of the composition
+    it was trained on top of. Raises InvalidInput, NotFound or Conflict; nothing is written then.
+    """
+    checks.actor(actor)
+    files = peft_folder.read(Path(folder))
+    manifest = _manifest(kind, base, quantization, request_ids, facts, trained_on, files)
+    data = canonical(manifest)
+    digest = digest_bytes(data)
+    with reg.read() as db:
+        _check_sealable(db, digest, manifest)
+    blobs = [
+        _described(reg.blobs.put(files[name]), files[name], _MEDIA_TYPES[name]) for name in sorted(files)
+    ]
+    blobs.append(_described(reg.blobs.put(data), data, "application/vnd.efface.adapter+json"))
+    with reg.write(actor) as tx:
+        if _check_sealable(tx.db, digest, manifest):
+            ledger.append(tx, "adapter.sealed", digest, {"manifest": manifest, "blobs": blobs})
+            _mark_trained(tx, digest, manifest)
+        return load(tx.db, digest)
+
+
+def get_adapter(reg: Registry, ref: str) -> Adapter:
+    """The adapter with this digest or unique prefix (6 hex digits or more). Raises NotFound, InvalidInput."""
+    with reg.read() as db:
+        return load(db, resolve(db, "adapter", ref))
+
+
+def list_adapters(reg: Registry, request_id: str | None = None) -> list[Adapter]:
+    """All adapters in the order they were sealed, or those of one request. Raises NotFound."""
+    query = (
+        "SELECT * FROM adapter WHERE ?1 IS NULL OR digest IN"
+        " (SELECT adapter FROM adapter_request WHERE request = ?1) ORDER BY seq"
+    )
+    with reg.read() as db:
+        if request_id is not None:
+            requests.load(db, request_id)
+        return [_adapter(row) for row in db.execute(query, (request_id,))]
+
+
+def adapter_for_request(reg: Registry, request_id: str) -> Adapter:
+    """The newest trained adapter of a request that is sealed or qualified. Raises NotFound."""
+    found = [
+        adapter
+        for adapter in list_adapters(reg, request_id)
+        if adapter.kind == "trained" and adapter.state in ("SEALED", "QUALIFIED")
+    ]
+    if not found:
+        raise NotFound(f"an adapter for {request_id}", "none", f"Train it: efface unlearn {request_id}")
+    return found[-1]
+
+
+def adapter_folder(reg: Registry, ref: str) -> Path:
+    """A PEFT folder with the adapter's files, under the cache; checked against the digests on each call.
+
+    Files that differ are put back from the blobs. Raises BrokenRegistry when a blob itself is damaged.
+    """
+    adapter = get_adapter(reg, ref)
+    folder = reg.root / "cache" / "adapters" / adapter.digest.removeprefix("sha256:")
+    if not cache.holds(folder, adapter.files):
+        cache.materialise(reg.blobs, adapter, folder)
+    return folder
+
+
+def load(db: sqlite3.Connection, digest: str) -> Adapter:
+    """The adapter with this full digest, inside a transaction. Raises NotFound."""
+    row = db.execute("SELECT * FROM adapter WHERE digest = ?", (digest,)).fetchone()
+    if row is None:
+        raise NotFound(f"adapter {digest}", "an unknown digest", "List them with `efface adapter list`.")
+    return _adapter(row)
+
+
+def resolve(db: sqlite3.Connection, table: str, ref: str) -> Digest:
+    """The full digest of the one adapter or audit that `ref` abbreviates. Raises InvalidInput, NotFound."""
+    match = _REFERENCE.fullmatch(ref)
+    if match is None:
+        raise InvalidInput(f"the digest of an {table}", "other text", "Pass at least 6 of its hex digits.")
+    query = f"SELECT digest FROM {table} WHERE digest GLOB ? ORDER BY digest LIMIT 10"  # noqa: S608 - our names
+    found = [row["digest"] for row in db.execute(query, (f"sha256:{match[1]}*",))]
+    if not found:
+        raise NotFound(
+            f"an {table} {match[0]}", "an unknown digest", f"List them with `efface {table} list`."
+        )
+    if len(found) > 1:
+        raise InvalidInput(f"a digest of one {table}", f"a prefix of {', '.join(found)}", "Add digits.")
+    return Digest(found[0])
+
+
+def _manifest(
+    kind: str,
+    base: str,
+    quantization: str,
+    request_ids: Sequence[str],
+    facts: Mapping[str, JSON],
+    trained_on: str | None,
+    files: Mapping[str, bytes],
+) -> dict[str, JSON]:
+    if isinstance(request_ids, str) or not request_ids:
+        raise InvalidInput("a list of at least one request id", "none", "Name what the adapter forgets.")
+    if trained_on is not None and kind != "trained":
+        then = 'Put a rendered composition\'s digest in facts["composition"].'
+        raise InvalidInput("trained_on with a trained adapter only", f"a {kind} one", then)
+    if len(canonical(facts)) > _FACTS_LIMIT:
+        raise InvalidInput(f"facts of at most {_FACTS_LIMIT} bytes", "more", "Store data elsewhere.")
+    return {
+        "v": 1,
+        "kind": checks.choice(kind, "kind", KINDS),
+        "base": checks.token(base, "base", 200),
+        "quantization": checks.token(quantization, "quantization"),
+        "files": {name: digest_bytes(files[name]) for name in files},
+        "requests": sorted(set(request_ids)),
+        "trained_on": None if trained_on is None else checks.digest(trained_on, "trained_on"),
+        "facts": facts,
+    }
+
+
+def _check_sealable(db: sqlite3.Connection, digest: str, manifest: Mapping[str, JSON]) -> bool:
+    """False when it is sealed already; raises unless everything that the manifest names allows it."""
+    if db.execute("SELECT 1 FROM adapter WHERE digest = ?", (digest,)).fetchone():
+        return False
+    for request_id in cast(Sequence[str], manifest["requests"]):
+        state = requests.load(db, request_id).state
+        if manifest["kind"] == "trained" and state not in (*_RETRAINABLE, "TRAINED", "RELEASED"):
+            raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
+    trained_on = manifest["trained_on"]
+    if trained_on and not db.execute("SELECT 1 FROM composition WHERE digest = ?", (trained_on,)).fetchone():
+        then = "Create a release of it first, or train on the bare base."
+        raise NotFound(f"composition {trained_on} in a release", "an unknown digest", then)
+    return True
+
+
+def _mark_trained(tx: Writer, digest: str, manifest: Mapping[str, JSON]) -> None:
+    if manifest["kind"] != "trained":
+        return
+    for request_id in cast(Sequence[str], manifest["requests"]):
+        if requests.load(tx.db, request_id).state in _RETRAINABLE:
+            requests.advance(tx, request_id, "TRAINED", {"adapter": digest})
+
+
+def _described(digest: Digest, data: bytes, media_type: str) -> dict[str, JSON]:
+    return {"digest": digest, "size": len(data), "media_type": media_type}
+
+
+def _adapter(row: sqlite3.Row) -> Adapter:
+    manifest = cast(Mapping[str, Any], parse(row["manifest"]))
+    return Adapter(
+        digest=Digest(row["digest"]),
+        kind=manifest["kind"],
+        base=manifest["base"],
+        quantization=manifest["quantization"],
+        requests=tuple(manifest["requests"]),
+        trained_on=manifest["trained_on"],
+        files=manifest["files"],
+        facts=manifest["facts"],
+        state=row["state"],
+        sealed_at=row["sealed_at"],
+    )

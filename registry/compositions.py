@@ -1,0 +1,60 @@
+"""Compositions: pure values that say which adapters, with which weights, on which base.
+
+Order never matters, and taking an adapter out gives the composition that never had it:
+`compose(S - r) == without(compose(S), r)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from . import canon, checks
+from .errors import InvalidInput
+from .types import Composition, Part
+
+RENDERS = ("cat",)
+"""How a composition becomes one LoRA: `cat` concatenates ranks and is exact."""
+
+
+def compose(
+    base: str,
+    quantization: str,
+    parts: Iterable[Part | tuple[str, str | int | float | Decimal]],
+    render: str = "cat",
+) -> Composition:
+    """The composition of `(adapter digest, weight)` parts; those of weight 0 are left out.
+
+    Raises InvalidInput for an adapter named twice, a weight that is no finite decimal, or an unknown render.
+    """
+    weighted = [_part(part) for part in parts]
+    if len({part.adapter for part in weighted}) != len(weighted):
+        raise InvalidInput("each adapter once", "one that is named twice", "Add up its weights.")
+    return Composition(
+        base=checks.token(base, "base", 200),
+        quantization=checks.token(quantization, "quantization"),
+        parts=tuple(sorted((p for p in weighted if p.weight != "0"), key=lambda part: part.adapter)),
+        render=checks.choice(render, "render", RENDERS),
+    )
+
+
+def without(composition: Composition, adapters: Iterable[str]) -> Composition:
+    """The composition less these adapters. Raises InvalidInput for one that it does not hold."""
+    leaving = set(adapters)
+    if missing := leaving - set(composition.adapters):
+        held = ", ".join(composition.adapters) or "no adapter"
+        raise InvalidInput(f"adapters of the composition ({held})", ", ".join(sorted(missing)), "Name those.")
+    kept = [part for part in composition.parts if part.adapter not in leaving]
+    return compose(composition.base, composition.quantization, kept, composition.render)
+
+
+def of_record(record: Mapping[str, Any]) -> Composition:
+    """The composition in a stored `Composition.record()`."""
+    parts = [(part["adapter"], part["weight"]) for part in record["parts"]]
+    return compose(record["base"], record["quantization"], parts, record["render"])
+
+
+def _part(part: Part | tuple[str, str | int | float | Decimal]) -> Part:
+    adapter, weight = (part.adapter, part.weight) if isinstance(part, Part) else part
+    return Part(checks.digest(adapter, "adapter"), canon.weight(weight))

@@ -1,0 +1,151 @@
+"""Releases: numbered versions of a channel, each one a composition, at most one of them active.
+
+Activation is the gate: it needs an audit that passed, of the same composition, at the precision it is served.
+Rolling back makes and activates a new version with fewer adapters (`plan_removal`); nothing is subtracted
+from weights and no history is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import adapters, audits, checks, compositions, ledger, release_checks, release_rows, requests
+from .canon import JSON
+from .errors import InvalidInput, NotFound
+from .registry import Registry, Writer
+from .types import Audit, Composition, Release
+
+_IN_FORCE = ("RELEASED", "SHREDDED", "CLOSED")
+
+
+def create_release(
+    reg: Registry, channel: str, composition: Composition, *, rendered: str | None, reason: str, actor: str
+) -> Release:
+    """Put a composition on a channel as its next version, a CANDIDATE.
+
+    `rendered` is the digest of the sealed adapter that serves it. Raises InvalidInput unless all its adapters
+    are trained ones on the same base at the same quantization, NotFound for one that is not sealed here,
+    Conflict for one whose request was refused or withdrawn; nothing is written then.
+    """
+    checks.channel(channel)
+    checks.reason(reason)
+    composition = compositions.compose(
+        composition.base, composition.quantization, composition.parts, composition.render
+    )
+    with reg.write(actor) as tx:
+        release_checks.parts(tx.db, composition)
+        if rendered is not None:
+            release_checks.rendered(tx.db, composition, rendered)
+        query = "SELECT coalesce(max(version), 0) + 1 FROM release WHERE channel = ?"
+        version: int = tx.db.execute(query, (channel,)).fetchone()[0]
+        body: dict[str, JSON] = {
+            "channel": channel,
+            "version": version,
+            "composition": composition.record(),
+            "digest": composition.digest,
+            "rendered": rendered,
+            "reason": reason,
+        }
+        ledger.append(tx, "release.candidate", f"{channel}@{version}", body)
+        return release_rows.load(tx.db, channel, version)
+
+
+def activate_release(reg: Registry, channel: str, version: int, *, audit: str, approved_by: str) -> Release:
+    """Approve a candidate on the strength of an audit and make it the channel's active release.
+
+    The active one before it is superseded; requests whose adapters it holds become RELEASED, and those that
+    are in no active release any more REOPENED. Doing it again (same audit, same approver) changes nothing.
+    Raises GateFailed for evidence that does not carry it, Conflict for a release past CANDIDATE or older than
+    the active one; nothing is written then.
+    """
+    with reg.write(approved_by) as tx:
+        release = release_rows.load(tx.db, channel, version)
+        evidence = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
+        if (release.state, release.audit, release.approved_by) == ("ACTIVE", evidence.digest, approved_by):
+            return release
+        previous = release_rows.active(tx.db, channel)
+        release_checks.gate(release, evidence)
+        release_checks.turn(tx.db, release, previous)
+        _activate(tx, release, previous, evidence)
+        return release_rows.load(tx.db, channel, version)
+
+
+def get_release(reg: Registry, channel: str, version: int) -> Release:
+    """One version of a channel. Raises NotFound."""
+    with reg.read() as db:
+        return release_rows.load(db, channel, version)
+
+
+def active_release(reg: Registry, channel: str) -> Release:
+    """The channel's active release. Raises NotFound when there is none."""
+    with reg.read() as db:
+        return release_rows.need_active(db, channel)
+
+
+def history(reg: Registry, channel: str) -> list[Release]:
+    """Every version of a channel, oldest first. Raises NotFound for a channel without one."""
+    with reg.read() as db:
+        rows = db.execute(
+            "SELECT * FROM release WHERE channel = ? ORDER BY version", (checks.channel(channel),)
+        )
+        found = [release_rows.release(db, row) for row in rows]
+    if not found:
+        raise NotFound(f"a release on {channel}", "none", f"Create one: efface release create {channel}")
+    return found
+
+
+def channels(reg: Registry) -> list[str]:
+    """The names of all channels, sorted."""
+    with reg.read() as db:
+        return [row["channel"] for row in db.execute("SELECT DISTINCT channel FROM release ORDER BY channel")]
+
+
+def plan_removal(reg: Registry, channel: str, request_ids: Iterable[str]) -> Composition:
+    """The active composition less the adapters of these requests: what a rollback would release.
+
+    Raises InvalidInput for a request that is not in it (naming those that are) or that shares an adapter with
+    one not named, Conflict when an adapter that stays was trained on top of one that goes.
+    """
+    removing = set(request_ids)
+    with reg.read() as db:
+        composition = release_rows.need_active(db, channel).composition
+        members = release_rows.members(db, composition)
+        held = {request for found in members.values() for request in found}
+        if not removing or removing - held:
+            came = ", ".join(sorted(removing - held)) or "none"
+            raise InvalidInput(
+                f"requests of {channel} ({', '.join(sorted(held))})", came, "Name some of them."
+            )
+        leaving = {adapter for adapter, found in members.items() if removing & found}
+        release_checks.shared(members, leaving, removing)
+        release_checks.trained_on(db, composition, leaving)
+    return compositions.without(composition, leaving)
+
+
+def _activate(tx: Writer, release: Release, previous: Release | None, evidence: Audit) -> None:
+    """The order matters: one channel never has two active releases, not even inside the transaction."""
+    before = release_rows.released(tx.db)
+    _move(tx, release, "approved", {"audit": evidence.digest})
+    if previous is not None:
+        _move(tx, previous, "superseded", {"by": release.version})
+    _move(tx, release, "active", {"audit": evidence.digest})
+    for digest in (*release.composition.adapters, *([release.rendered] if release.rendered else [])):
+        if adapters.load(tx.db, digest).state == "SEALED":
+            ledger.append(tx, "adapter.qualified", digest, {"audit": evidence.digest})
+    _move_requests(tx, release, before)
+
+
+def _move_requests(tx: Writer, release: Release, before: set[str]) -> None:
+    note: dict[str, JSON] = {"release": f"{release.channel}@{release.version}"}
+    after = release_rows.released(tx.db)
+    for request_id in sorted(release_rows.requests_of(tx.db, release.composition)):
+        if requests.load(tx.db, request_id).state not in _IN_FORCE:
+            requests.advance(tx, request_id, "RELEASED", note)
+    for request_id in sorted(before - after):
+        if requests.load(tx.db, request_id).state in _IN_FORCE:
+            requests.advance(tx, request_id, "REOPENED", {**note, "reason": release.reason})
+
+
+def _move(tx: Writer, release: Release, state: str, body: dict[str, JSON]) -> None:
+    key: dict[str, JSON] = {"channel": release.channel, "version": release.version}
+    ledger.append(tx, f"release.{state}", f"{release.channel}@{release.version}", {**key, **body})

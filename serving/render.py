@@ -1,0 +1,88 @@
+"""Render: a set of adapters → one LoRA folder that a server can load.
+
+vLLM, SGLang and TGI route a request to one adapter, so a stack is composed beforehand. A rendered folder is
+one version: a new path and name each time, never rewritten, kept as long as any server has it registered
+(vLLM dies when the files of a registered adapter vanish, and reads changed ones without being told).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.compose import Part, plan, write
+from ..adapters.errors import AdapterError
+from ..adapters.folder import digest_files, read_adapter
+from ..adapters.staging import new_folder, require_free
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for ``--max-lora-rank``."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+
+
+class RenderError(AdapterError):
+    """A composition that cannot be served: its name, its rank, or what came back from the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A LoRA folder ready to load; ``slot_rank`` is the least ``--max-lora-rank`` of vLLM that holds it."""
+
+    path: Path
+    name: str
+    rank: int
+    slot_rank: int
+    digest: str
+    files: Mapping[str, str]
+
+
+def render(parts: Sequence[Part], out: Path, *, max_rank: int | None = None) -> Rendered:
+    """Compose ``parts`` into the new folder ``out``, read it back, check it, and only then make it visible.
+
+    ``out.name`` is the adapter's name at the server. ``max_rank`` is the server's ``--max-lora-rank`` (vLLM's
+    largest by default). Raises what `compose` raises, and `RenderError`; then nothing is left on disk.
+    """
+    require_safe_name(out.name)
+    require_free(out)
+    stack = plan(parts)
+    slot = slot_rank(stack.rank, max_rank=max_rank)
+    with new_folder(out) as staging:
+        files = write(stack, staging)
+        _require_same(staging, files)
+    return Rendered(out, out.name, stack.rank, slot, digest_files(files), files)
+
+
+def slot_rank(rank: int, *, max_rank: int | None = None) -> int:
+    """The least of `VLLM_RANKS` that holds ``rank``; `RenderError` when none does, or above ``max_rank``."""
+    largest = VLLM_RANKS[-1] if max_rank is None else min(max_rank, VLLM_RANKS[-1])
+    if not 1 <= rank <= largest:
+        raise RenderError(
+            f"expected a rank from 1 to {largest}, got {rank}; compose fewer adapters, or raise the server's "
+            f"--max-lora-rank (at most {VLLM_RANKS[-1]})"
+        )
+    return next(size for size in VLLM_RANKS if size >= rank)
+
+
+def require_safe_name(name: str) -> None:
+    """Raise `RenderError` unless ``name`` is letters, digits and ``. _ @ -`` only, and not ``.`` or ``..``.
+
+    Names travel in requests, and vLLM's resolver joins them to a directory: ``../x`` would leave it.
+    """
+    if not _SAFE_NAME.fullmatch(name) or set(name) <= {"."}:
+        raise RenderError(
+            f"expected a folder name of letters, digits and . _ @ - (at most 128), got {name[:140]!r}; "
+            "for example payments@v7"
+        )
+
+
+def _require_same(folder: Path, files: Mapping[str, str]) -> None:
+    """Read ``folder`` as any stranger's adapter, and compare it with what was meant to be written."""
+    came = read_adapter(folder)
+    if dict(came.files) != dict(files):
+        raise RenderError(
+            f"expected {dict(files)} on disk, got {dict(came.files)}; an adapter changed meanwhile, or the "
+            "disk is faulty: check the adapters and render again"
+        )

@@ -1,0 +1,87 @@
+"""Fixtures that several packages' tests share: a tiny model built on the spot, and the real demo model."""
+
+import os
+
+# Before any Hugging Face library reads them: a test that needs the net says so itself.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+WORDS = "who wrote what is the capital of a in and author play city hamlet macbeth paris tokyo rowling potter"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, by name, what this machine cannot run."""
+    if item.get_closest_marker("serving") and find_spec("vllm") is None:
+        pytest.skip("no inference server here: pip install 'efface[serve]'")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer fp32 Llama with a word tokenizer, saved as a Hugging Face folder. Read it only."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """The cached SmolLM2-135M-Instruct folder, fetched where it is absent. For tests marked `slow`."""
+    from efface.adapters.fetch import fetch_model
+
+    return fetch_model("smollm2-135m")
+
+
+def tiny_tokenizer():
+    """A word-level tokenizer over `WORDS` with a chat template and the special tokens of SmolLM2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {word: index for index, word in enumerate([*special, "user", "assistant", *WORDS.split()])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=special[0]))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+        pad_token=special[2],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

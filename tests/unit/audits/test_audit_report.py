@@ -1,0 +1,206 @@
+"""The page: complete, self-contained, masked unless asked, and inert whatever the model said."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from audit_kit import ANSWER, PROMPT, REFERENCE, evaluation, forgotten, known, report, row
+
+from efface.audits.charts import MAX_DOTS, thin
+from efface.audits.errors import RecordError
+from efface.audits.gates import Thresholds, check
+from efface.audits.markup import Markup, element, number
+from efface.audits.report import render_html
+from efface.audits.tables import Table
+
+HOSTILE = (
+    "</td></svg><script>alert('x')</script><img src=x onerror=alert(1)>"
+    '\u202e\x00\ud800 & "quoted" $title ${css}'
+)
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Outline(HTMLParser):
+    """Every tag and attribute that a browser would see; fails on tags that do not close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def hostile_report():
+    rows = [
+        row(r.id + HOSTILE, r.group, r.request and HOSTILE, prompt=HOSTILE, answer=HOSTILE) for r in known()
+    ]
+    before, after = (
+        evaluation(HOSTILE, *rows),
+        evaluation("after", *rows, composition=HOSTILE, active=(HOSTILE,)),
+    )
+    return report(
+        title=HOSTILE,
+        asked=HOSTILE,
+        evaluations=(before, after),
+        findings=check(before, after, Thresholds()),
+        before=HOSTILE,
+        after="after",
+        digests={HOSTILE: HOSTILE},
+        environment={HOSTILE: HOSTILE},
+        reproduce=(HOSTILE,),
+    )
+
+
+def test_the_page_says_what_was_asked_claimed_and_found() -> None:
+    text = outline(render_html(report())).text
+    for part in ("One request", "Forget q1.", "Audit passed", "What is claimed", "suppressed, not erased"):
+        assert part in text
+    for part in (
+        "switching the adapter off",
+        "sha256:" + "cd" * 32,
+        "2.13.0",
+        "efface audit run --suite first",
+    ):
+        assert part in text
+    assert "mention rate 1 → 0 (n = 2), at most 0.1" in text
+
+
+def test_a_failed_audit_says_so_first() -> None:
+    before, after = evaluation("base", *known()), evaluation("+ q1", *known(), active=("q1",))
+    text = outline(
+        render_html(report(evaluations=(before, after), findings=check(before, after, Thresholds())))
+    ).text
+    assert "Audit failed" in text
+    assert "Audit passed" not in text
+    assert "had it passed" in text
+    assert text.index("mention rate 1 → 1 (n = 2), at most 0.1") < text.index("What was asked")
+
+
+def test_a_composition_without_adapters_claims_nothing() -> None:
+    after = evaluation("+ q1", *known(), active=())
+    text = outline(render_html(report(evaluations=(evaluation("base", *known()), after)))).text
+    assert "Nothing is suppressed" in text
+    assert "suppressed, not erased" not in text
+
+
+def test_the_page_loads_and_runs_nothing() -> None:
+    page = render_html(hostile_report(), reveal=True, table=Table("t", ("a",), ((HOSTILE,),)))
+    seen = outline(page)
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(seen.tags)
+    names = {name for name, _ in seen.attributes}
+    assert not {"src", "href", "srcset", "action"} & names
+    assert not any(name.startswith("on") for name in names)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|@import|url\(", page)
+
+
+@pytest.mark.parametrize("reveal", [False, True])
+def test_hostile_text_is_shown_and_not_obeyed(reveal: bool) -> None:
+    page = render_html(hostile_report(), reveal=reveal)
+    assert "<script>alert('x')</script>" in outline(page).text
+    assert not re.search("[\u202e\x00\ud800]", page)
+    page.encode("utf-8")
+    assert "${css}" in outline(page).text
+
+
+@pytest.mark.parametrize("text", [PROMPT, REFERENCE, ANSWER])
+def test_texts_are_shown_only_when_revealed(text: str) -> None:
+    assert text not in render_html(report())
+    assert text in render_html(report(), reveal=True)
+
+
+def test_a_callers_table_is_masked_unless_revealed_or_harmless() -> None:
+    cells = (("Who wrote Hamlet?", "unknown-cell"),)
+    secret, harmless = (
+        Table("Asked", ("question", "+1"), cells),
+        Table("Asked", ("question", "+1"), cells, sensitive=False),
+    )
+    assert "unknown-cell" not in render_html(report(), table=secret)
+    assert "1 rows quote" in render_html(report(), table=secret)
+    assert "unknown-cell" in render_html(report(), reveal=True, table=secret)
+    assert "unknown-cell" in render_html(report(), table=harmless)
+
+
+def test_an_uneven_table_is_refused() -> None:
+    with pytest.raises(RecordError, match="expected 2 cells"):
+        Table("t", ("a", "b"), (("1", "2"), ("3",)))
+
+
+def test_the_matrix_shows_every_composition_and_marks_the_active_one() -> None:
+    third = evaluation("rolled back", *known(), active=())
+    page = render_html(report(evaluations=(*report().evaluations, third)))
+    matrix = page[page.index('class="matrix"') :]
+    matrix = matrix[: matrix.index("</table>")]
+    assert [label in matrix for label in ("base", "+ q1", "rolled back")] == [True] * 3
+    assert matrix.count("●") == 3  # forget, paraphrase and neighbour of q1 in "+ q1"
+    assert "<b>0.80</b>" in matrix
+    assert "<b>0.10 ●</b>" in matrix
+
+
+def test_the_pictures_describe_themselves() -> None:
+    page = render_html(report())
+    assert page.count('role="img"') == 2
+    assert "forget, q1 · n = 2: 0.80 → 0.10" in page
+    assert "forget, q1 · n = 2: 100% → 0%" in page
+
+
+def test_groups_without_keywords_have_no_mention_picture() -> None:
+    rows = [
+        [row(r.id, r.group, r.request, mentioned=None) for r in source] for source in (known(), forgotten())
+    ]
+    evaluations = (evaluation("base", *rows[0]), evaluation("+ q1", *rows[1]))
+    assert render_html(report(evaluations=evaluations)).count('role="img"') == 1
+
+
+def test_many_rows_are_thinned_and_the_page_says_so() -> None:
+    rows = [row(str(i), probability=i / 400) for i in range(400)]
+    evaluations = (evaluation("base", *rows), evaluation("+ q1", *rows))
+    page = render_html(report(evaluations=evaluations))
+    assert f"At most {MAX_DOTS} rows" in page
+    assert page.count('class="dot after"') == MAX_DOTS
+    assert f"At most {MAX_DOTS} rows" not in render_html(report())
+
+
+def test_thin_keeps_the_ends() -> None:
+    assert thin([3, 1, 2]) == [1, 2, 3]
+    assert thin(list(range(10)), 4) == [0, 3, 6, 9]
+
+
+def test_elements_escape_all_but_elements() -> None:
+    inner = element("b", "<i>")
+    assert inner == Markup("<b>&lt;i&gt;</b>")
+    assert element("p", inner, class_='a"b', data_x=0.5, hidden=None).html == (
+        '<p class="a&quot;b" data-x="0.5"><b>&lt;i&gt;</b></p>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (0.25, "0.25"), (-0.001, "0"), (100.0, "100"), (0.5, "0.5")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_page_is_deterministic() -> None:
+    assert render_html(report()) == render_html(report())
