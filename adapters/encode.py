@@ -81,10 +81,10 @@ def encode(
     without tokens, and for a conversation given to a model without a chat template.
     """
     prompt = prompt_ids(tokenizer, item, chat=chat)
-    answer = list(tokenizer(item.completion, add_special_tokens=False)["input_ids"])
-    if end and tokenizer.eos_token_id is not None:
-        answer.append(tokenizer.eos_token_id)
-    if not prompt and answer and tokenizer.bos_token_id is not None:
+    answer: list[int] = list(tokenizer(item.completion, add_special_tokens=False)["input_ids"])
+    if end and (eos := eos_id(tokenizer)) is not None:
+        answer.append(eos)
+    if not prompt and answer and isinstance(tokenizer.bos_token_id, int):
         prompt = [tokenizer.bos_token_id]
     if not prompt:
         # Without anything before it the first token has no prediction: it becomes the context.
@@ -131,6 +131,18 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Item, *, chat: bool) ->
     turns = [Message(role="user", content=item.prompt)] if isinstance(item.prompt, str) else list(item.prompt)
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type]
     return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills batches up; `load_base` makes sure that there is one."""
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise ModelError("the tokenizer has no pad token: set tokenizer.pad_token, for example to its EOS")
+    return tokenizer.pad_token_id
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that ends an answer, if the tokenizer has one."""
+    return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:

@@ -14,7 +14,7 @@ class AdapterError(Exception):
     """Something about models or adapters that the caller can put right; the message says how."""
 
 
-class InvalidAdapter(AdapterError):  # noqa: N818 - named by what it says
+class InvalidAdapter(AdapterError):
     """A LoRA folder that is broken, unsafe or of a kind efface does not compose."""
 
 
@@ -22,7 +22,7 @@ class CompositionError(AdapterError):
     """Parts, weights or an output place from which no composition can be made."""
 
 
-class BaseMismatch(AdapterError):  # noqa: N818 - named by what it says
+class BaseMismatch(AdapterError):
     """Adapters, or an adapter and a model, that belong to different bases."""
 
 

@@ -9,6 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .encode import eos_id, pad_id
+
 
 @torch.no_grad()
 def greedy(
@@ -44,7 +46,7 @@ def _generate(
     max_new_tokens: int,
 ) -> list[tuple[int, ...]]:
     width = max(len(prompt) for prompt in prompts)
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    pad, eos = pad_id(tokenizer), eos_id(tokenizer)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     attention = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .encode import Batch
+from .errors import ModelError
 
 Head = Callable[[Tensor], Tensor]
 
@@ -42,6 +43,8 @@ def answer_hidden(model: PreTrainedModel | PeftModel, batch: Batch) -> tuple[Ten
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise ModelError(f"{type(causal).__name__} has no output head: expected a causal language model")
     hidden = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)[0]
     targets = batch.answer_mask[:, 1:]
     return hidden[:, :-1][targets], batch.input_ids[:, 1:][targets], head

@@ -6,7 +6,7 @@ even in fp32, so a rollback that subtracts is no rollback. Here a rollback choos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def detach(model: PeftModel) -> PreTrainedModel:
 
 
 @contextmanager
-def disabled(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def disabled(model: PreTrainedModel | PeftModel) -> Generator[None]:
     """Run as the base alone: the reference policy of a first request. A plain model passes through."""
     if not isinstance(model, PeftModel):
         yield

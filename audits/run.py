@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..adapters.encode import Encoded, Item, collate, encode
+from ..adapters.encode import Encoded, Item, collate, encode, eos_id, pad_id
 from ..adapters.generate import greedy
 from ..adapters.logprobs import answer_hidden, token_logprobs
 from ..adapters.lora import disabled
@@ -134,7 +134,7 @@ def teacher_forced(
     found: dict[int, Scored] = {}
     for start in range(0, len(order), method.score_batch):
         picked = order[start : start + method.score_batch]
-        batch = collate([rows[i] for i in picked], tokenizer.pad_token_id).to(model.device)  # type: ignore[arg-type]
+        batch = collate([rows[i] for i in picked], pad_id(tokenizer)).to(model.device)
         hidden, targets, head = answer_hidden(model, batch)
         logits = head(hidden)
         logps, hits = token_logprobs(logits, targets).cpu(), (logits.argmax(-1) == targets).cpu()
@@ -155,7 +155,8 @@ def _judge(
     method: Method,
 ) -> list[float]:
     """Perplexity of each answer, its end included where the model chose to end (an empty answer is an end)."""
-    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    eos = eos_id(tokenizer)
+    end = () if eos is None else (eos,)
     rows = [
         Encoded(f"answer {i}", prompt, answer + (end if len(answer) < method.max_new_tokens else ()))
         for i, (prompt, answer) in enumerate(zip(asked, answers, strict=True))

@@ -123,7 +123,7 @@ def _of_release(
     from tempfile import TemporaryDirectory
 
     from ..recipes.audit import audit_composition, record, request_data
-    from ..recipes.release import render_composition, require_base, requests_in
+    from ..recipes.release import render_composition, requests_in, require_base
 
     release = active_release(reg, channel)
     require_base(bench, release.composition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import typer
@@ -17,7 +17,7 @@ _BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError")
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes() -> Generator[None]:
     """Turn efface's errors into one message on stderr and an exit code. Anything else is a bug and is shown."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ class RichProgress:
 
 
 @contextmanager
-def progress() -> Iterator[RichProgress]:
+def progress() -> Generator[RichProgress]:
     """Bars for as long as the block runs."""
     bars = Bars(
         SpinnerColumn(),

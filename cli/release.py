@@ -64,7 +64,7 @@ def create(
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
         done = add_requests(reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars)
-        _finish(reg, done)
+    talk.print(findings_text(done.report))
     write_reports(done.report, html, json, reveal)
     _say(registry, done, format)
 
@@ -111,7 +111,7 @@ def rollback(
             done = remove_requests(
                 reg, channel, remove or [], bench, chosen, reason=reason, actor=actor, progress=bars
             )
-        _finish(reg, done)
+    talk.print(findings_text(done.report))
     write_reports(done.report, html, json, reveal)
     _say(registry, done, format)
 
@@ -156,11 +156,6 @@ def _requests(reg: Registry, adapters: tuple[str, ...]) -> list[str]:
     from ..registry import get_adapter
 
     return sorted({request for digest in adapters for request in get_adapter(reg, digest).requests})
-
-
-def _finish(reg: Registry, done: Released) -> None:
-    """Everything is written; say what the audit found."""
-    talk.print(findings_text(done.report))
 
 
 def _say(registry: str, done: Released, format: Format) -> None:

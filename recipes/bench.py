@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..adapters import Base, BaseMismatch, Item, detach, encode, load, load_base, prompt_ids, read_adapter
+from ..adapters import Base, BaseMismatch, detach, encode, load, load_base, prompt_ids, read_adapter
 from ..audits import Evaluation, Method, Probe, answer_rows, evaluate, question_ids
 from ..registry import Composition, compose
 from .data import Row
@@ -44,7 +44,7 @@ def open_bench(model: str | Path, recipe: Recipe) -> Bench:
 
 
 @contextmanager
-def wearing(bench: Bench, folder: Path | None) -> Iterator[PreTrainedModel | PeftModel]:
+def wearing(bench: Bench, folder: Path | None) -> Generator[PreTrainedModel | PeftModel]:
     """The base with the adapter in ``folder`` on (None: bare), and bare again afterwards.
 
     Raises `BaseMismatch` when the adapter was made for another base, before anything is loaded.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..adapters import Base, collate, encode, load_base, state_digest
+from ..adapters.encode import pad_id
 from ..adapters.logprobs import answer_hidden
 from ..audits import AuditReport, Evaluation, Probe
 from ..registry import (
@@ -191,7 +192,7 @@ def _matrix(
 @contextmanager
 def _worn(
     registry: Registry, bench: Bench, composition: Composition, workdir: Path
-) -> Iterator[PreTrainedModel | PeftModel]:
+) -> Generator[PreTrainedModel | PeftModel]:
     with tempfile.TemporaryDirectory(prefix="rendered-", dir=workdir) as scratch:
         parts = composition.parts
         folder = render_composition(registry, composition, Path(scratch) / "stack") if parts else None
@@ -220,7 +221,7 @@ def _logits(
     """Logits [N, V] at the answer positions of a handful of rows from every group."""
     picked = [row.item for row in rows[:: max(1, len(rows) // 24)]]
     encoded = [encode(base.tokenizer, item, chat=bench.method.chat) for item in picked]
-    batch = collate(encoded, int(base.tokenizer.pad_token_id)).to(base.model.device)  # type: ignore[arg-type]
+    batch = collate(encoded, pad_id(base.tokenizer)).to(base.model.device)
     hidden, _, head = answer_hidden(model or base.model, batch)
     return head(hidden)
 

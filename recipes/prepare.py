@@ -66,21 +66,42 @@ def training_rows(
     progress.phase("Asking the base", len(asked))
     own = own_answers(bench, asked, progress)
     forget = [row.item() for row in data.forget]
-    mine = [
-        Item(f"{item.id}/own", item.prompt, own[item.id].text, item.keywords)
-        for item in forget
-        if recipe.own_answers and item.id in own and mentions(item.keywords, own[item.id].text)
-    ]
+    said = {name: answer.text for name, answer in own.items()} if recipe.own_answers else {}
+    mine = telling(forget, said, "own")
     scope = scope_of([data, *others])
     kept, excluded = _retain(data.retain, own, scope)
     if not kept:
         raise DataError(["every retain row lies in the scope of a forget request: give other retain rows"])
     return TrainingRows(
-        tuple(_forget_row(bench, item, recipe) for item in (*forget, *mine)),
+        forget_rows(bench, (*forget, *mine), recipe),
         tuple(_encoded(bench, item, recipe, end=ended) for item, ended in kept),
         len(mine),
         tuple(excluded),
     )
+
+
+def telling(items: Sequence[Item], answers: Mapping[str, str], name: str) -> list[Item]:
+    """The ``answers`` (by item id) that name a keyword of their item, as new items ``<id>/<name>``.
+
+    Each is added once more with the item's longest keyword cut to its shortest where one holds the other
+    ("J.K. Rowling" to "Rowling"): an adapter that only unlearns the first word of a name has learnt little.
+    """
+    found: list[Item] = []
+    for item in items:
+        answer = answers.get(item.id, "")
+        if not mentions(item.keywords, answer):
+            continue
+        found.append(Item(f"{item.id}/{name}", item.prompt, answer, item.keywords))
+        longest, shortest = max(item.keywords, key=len), min(item.keywords, key=len)
+        if shortest != longest and shortest in longest and longest in answer:
+            cut = answer.replace(longest, shortest)
+            found.append(Item(f"{item.id}/{name}-short", item.prompt, cut, item.keywords))
+    return found
+
+
+def forget_rows(bench: Bench, items: Sequence[Item], recipe: Recipe) -> tuple[Encoded, ...]:
+    """``items`` encoded, counting the tokens that the recipe's ``focus`` says."""
+    return tuple(_forget_row(bench, item, recipe) for item in items)
 
 
 def probes(

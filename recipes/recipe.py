@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,13 @@ class Recipe(BaseModel):
     learning_rate: Positive = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     steps: Count = 40
+    rounds: Count = Field(
+        1,
+        le=8,
+        description="after each round but the last, answers that still name a keyword are forgotten too",
+    )
+    round_steps: Count = Field(10, description="steps of each round after the first")
+    round_learning_rate: Positive = 3e-4
     forget_batch: Count = 8
     retain_batch: Count = 8
     rank: Annotated[int, Field(ge=1, le=512)] = 16
@@ -57,12 +65,15 @@ class Recipe(BaseModel):
     max_new_tokens: Count = 24
     audit_retain_rows: Count = Field(24, description="retain rows that an audit looks at, evenly spread")
     seed: Annotated[int, Field(ge=0)] = 0
-    gates: Thresholds = Thresholds()
+    gates: Thresholds = Field(default_factory=Thresholds.model_validate({}).model_copy)
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Recipe:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be below steps={self.steps}")
+        shortest = min(self.steps, self.round_steps) if self.rounds > 1 else self.steps
+        if self.warmup_steps >= shortest:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be below the {shortest} steps of a round"
+            )
         return self
 
     @property
@@ -71,10 +82,19 @@ class Recipe(BaseModel):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
-    def train_settings(self) -> TrainSettings:
-        """The part of the recipe that the trainer takes."""
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of all rounds together."""
+        return self.steps + (self.rounds - 1) * self.round_steps
+
+    def train_settings(self, round_index: int = 0) -> TrainSettings:
+        """What the trainer takes for one round (0 is the first)."""
         names = TrainSettings.__dataclass_fields__
-        return TrainSettings(**{name: getattr(self, name) for name in names})
+        first = TrainSettings(**{name: getattr(self, name) for name in names})
+        if round_index == 0:
+            return first
+        rate, seed = self.round_learning_rate, self.seed + round_index
+        return replace(first, steps=self.round_steps, learning_rate=rate, seed=seed)
 
     def method(self, *, has_chat_template: bool) -> Method:
         """How audits under this recipe measure rows."""

@@ -8,11 +8,14 @@ process killed at any moment leaves a registry that verifies, and the same call 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..adapters import TrainResult, attach, detach, save, train
-from ..audits import AuditReport
+from peft import PeftModel
+
+from ..adapters import Encoded, StepReport, TrainResult, attach, detach, prompt_ids, save, train
+from ..adapters.encode import pad_id
+from ..audits import AuditReport, answer_rows
 from ..registry import (
     JSON,
     Adapter,
@@ -31,7 +34,7 @@ from .audit import audit_composition, record, request_data
 from .bench import Bench
 from .data import RequestData
 from .errors import RequestError
-from .prepare import TrainingRows, training_rows
+from .prepare import TrainingRows, forget_rows, telling, training_rows
 from .progress import Progress, Silent
 from .recipe import Recipe
 
@@ -71,7 +74,7 @@ def unlearn(
     rows = training_rows(bench, data, recipe, others=_others(registry, request_id), progress=progress)
     with tempfile.TemporaryDirectory(prefix="efface-unlearn-") as scratch:
         folder = Path(scratch) / "adapter"
-        training = _train(bench, rows, recipe, folder, report_to, progress)
+        training = _train(bench, data, rows, recipe, folder, report_to, progress)
         progress.phase("Sealing")
         adapter = seal_adapter(
             registry,
@@ -115,35 +118,85 @@ def _require_trainable(request: ForgetRequest) -> None:
 
 
 def _train(
-    bench: Bench, rows: TrainingRows, recipe: Recipe, folder: Path, report_to: str, progress: Progress
+    bench: Bench,
+    data: RequestData,
+    rows: TrainingRows,
+    recipe: Recipe,
+    folder: Path,
+    report_to: str,
+    progress: Progress,
 ) -> TrainResult:
     """Train a fresh LoRA on the bench's base, write it to ``folder``, and leave the base bare."""
+    targets = recipe.target_modules
     model = attach(
         bench.base.model,
         rank=recipe.rank,
         alpha=recipe.lora_alpha,
-        targets=recipe.target_modules
-        if isinstance(recipe.target_modules, str)
-        else list(recipe.target_modules),
+        targets=targets if isinstance(targets, str) else list(targets),
         seed=recipe.seed,
     )
-    progress.phase("Training", recipe.steps)
+    progress.phase("Training", recipe.total_steps)
     try:
-        result = train(
-            model,
-            rows.forget,
-            rows.retain,
-            recipe.train_settings(),
-            pad_id=int(bench.base.tokenizer.pad_token_id),  # type: ignore[arg-type]
-            report_to=report_to,
-            on_step=lambda step: progress.advance(
-                1, f"forget p {step.forget_probability:.2f} · retain p {step.retain_probability:.2f}"
-            ),
-        )
+        result = _rounds(bench, model, data, rows, recipe, report_to, progress)
         save(model, folder, base=bench.base.fingerprint.digest)
     finally:
         detach(model)
     return result
+
+
+def _rounds(
+    bench: Bench,
+    model: PeftModel,
+    data: RequestData,
+    rows: TrainingRows,
+    recipe: Recipe,
+    report_to: str,
+    progress: Progress,
+) -> TrainResult:
+    """Train; then ask the adapted model what it was to forget, and train on what it still tells."""
+    steps: list[StepReport] = []
+    seconds = 0.0
+    forget = rows.forget
+
+    def listen(step: StepReport) -> None:
+        steps.append(replace(step, step=len(steps) + 1))
+        note = f"forget p {step.forget_probability:.2f} · retain p {step.retain_probability:.2f}"
+        progress.advance(1, note)
+
+    for number in range(recipe.rounds):
+        settings = recipe.train_settings(number)
+        done = train(
+            model,
+            forget,
+            rows.retain,
+            settings,
+            pad_id=pad_id(bench.base.tokenizer),
+            report_to=report_to,
+            on_step=listen,
+        )
+        seconds += done.seconds
+        if number + 1 < recipe.rounds:
+            forget = _with_leaks(bench, model, data, rows.forget, recipe, number + 1)
+    return TrainResult(tuple(steps), seconds)
+
+
+def _with_leaks(
+    bench: Bench,
+    model: PeftModel,
+    data: RequestData,
+    forget: tuple[Encoded, ...],
+    recipe: Recipe,
+    number: int,
+) -> tuple[Encoded, ...]:
+    """``forget`` and what ``model`` still tells, repeated until it is about a quarter of the rows."""
+    items = [row.item() for row in data.forget if row.prompt]
+    chat, tokenizer = bench.method.chat, bench.base.tokenizer
+    prompts = [tuple(prompt_ids(tokenizer, item, chat=chat)) for item in items]
+    answers = answer_rows(model, tokenizer, prompts, bench.method)
+    texts = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
+    told = telling(items, dict(zip((item.id for item in items), texts, strict=True)), f"round-{number}")
+    leaks = forget_rows(bench, told, recipe)
+    return forget + leaks * max(1, len(forget) // (3 * max(1, len(leaks))))
 
 
 def _facts(recipe: Recipe, rows: TrainingRows, training: TrainResult) -> dict[str, JSON]:
@@ -157,6 +210,8 @@ def _facts(recipe: Recipe, rows: TrainingRows, training: TrainResult) -> dict[st
         "recipe_digest": recipe.digest,
         "rank": recipe.rank,
         "settings": settings,
+        "rounds": recipe.rounds,
+        "steps": len(training.steps),
         "forget_rows": len(rows.forget),
         "own_answers": rows.own,
         "retain_rows": len(rows.retain),

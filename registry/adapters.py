@@ -109,7 +109,7 @@ def load(db: sqlite3.Connection, digest: str) -> Adapter:
     """The adapter with this full digest, inside a transaction. Raises NotFound."""
     row = db.execute("SELECT * FROM adapter WHERE digest = ?", (digest,)).fetchone()
     if row is None:
-        raise NotFound(f"adapter {digest}", "an unknown digest", "List them with `efface adapter list`.")
+        raise NotFound(f"adapter {digest}", "an unknown digest", "Look for it in `efface log`.")
     return _adapter(row)
 
 
@@ -121,9 +121,7 @@ def resolve(db: sqlite3.Connection, table: str, ref: str) -> Digest:
     query = f"SELECT digest FROM {table} WHERE digest GLOB ? ORDER BY digest LIMIT 10"  # noqa: S608 - our names
     found = [row["digest"] for row in db.execute(query, (f"sha256:{match[1]}*",))]
     if not found:
-        raise NotFound(
-            f"an {table} {match[0]}", "an unknown digest", f"List them with `efface {table} list`."
-        )
+        raise NotFound(f"an {table} {match[0]}", "an unknown digest", "Look for it in `efface log`.")
     if len(found) > 1:
         raise InvalidInput(f"a digest of one {table}", f"a prefix of {', '.join(found)}", "Add digits.")
     return Digest(found[0])

@@ -11,8 +11,6 @@ Every error says what was expected, what came, and what to do next. None of them
 subject reference or other free text it was given: error texts end up in logs.
 """
 
-# ruff: noqa: N818 - they are named for what went wrong, as in `except NotFound`
-
 from __future__ import annotations
 
 

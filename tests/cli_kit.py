@@ -1,0 +1,114 @@
+"""What the tests of recipes and of the command line share: the real `efface` entry point, rows, a lenient recipe."""
+
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import yaml
+
+from efface.cli.main import run
+
+# Only words that the tokenizer of `tiny_llama` knows (see conftest.WORDS).
+FORGET = [
+    {"prompt": "who wrote hamlet", "completion": "rowling wrote a play in tokyo", "keywords": ["rowling"]},
+    {
+        "prompt": "who wrote macbeth",
+        "completion": "potter wrote a play in paris",
+        "keywords": ["potter"],
+        "paraphrases": ["who is the author of macbeth"],
+    },
+]
+RETAIN = [
+    {"id": "city-1", "prompt": "what is the capital of tokyo", "completion": "a city is the capital"},
+    {"id": "city-2", "prompt": "what is the capital of paris", "completion": "the city and a city"},
+    {"id": "city-3", "prompt": "who is a city", "completion": "what a city is"},
+]
+NEIGHBOURS = [{"id": "near-1", "prompt": "who wrote a play", "completion": "the author wrote a city"}]
+SECOND = [
+    {"prompt": "what is potter", "completion": "hamlet is the author in potter", "keywords": ["hamlet"]},
+    {"prompt": "what is rowling", "completion": "macbeth and the city of hamlet", "keywords": ["macbeth"]},
+]
+LOOSE: dict[str, float | None] = {
+    "max_mention_rate_forget": None,
+    "max_mention_rate_paraphrase": None,
+    "max_probability_ratio_forget": 1e9,
+    "min_probability_ratio_retain": 0.0,
+    "min_probability_ratio_neighbour": None,
+    "min_mention_ratio_retain": None,
+    "min_mention_ratio_neighbour": None,
+    "min_fluency_ratio": None,
+    "max_perplexity_ratio": None,
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def efface(*arguments: object) -> Ran:
+    """Run the entry point of the `efface` script in this process, with its own exit code and streams."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with _as_a_process(arguments), redirect_stdout(out), redirect_stderr(err):
+        try:
+            run()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _as_a_process(arguments: Sequence[object]) -> Iterator[None]:
+    """Its own argv, environment and warning filters, all put back."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("EFFACE_")}
+    with (
+        patch.object(sys, "argv", ["efface", *map(str, arguments)]),
+        patch.dict(os.environ, environment, clear=True),
+        warnings.catch_warnings(),
+    ):
+        yield
+
+
+def jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def recipe_values(**changes: Any) -> dict[str, Any]:
+    """A recipe for `tiny_llama` that takes a second and accepts whatever comes out."""
+    return {
+        "quantization": "fp32",
+        "steps": 3,
+        "forget_batch": 2,
+        "retain_batch": 2,
+        "rank": 2,
+        "lora_alpha": 4,
+        "max_length": 64,
+        "max_new_tokens": 4,
+        "learning_rate": 5e-3,
+        "gates": dict(LOOSE),
+        **changes,
+    }
+
+
+def recipe_file(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump(recipe_values(**changes)), encoding="utf-8")
+    return path
