@@ -47,7 +47,7 @@ demo: model
 
 # Tests marked `gpu` or `serving` skip themselves where the machine has no such thing.
 test: model
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=1800 tests notebooks $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -56,7 +56,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 notebooks: model
-	$(BIN)/pytest --nbmake notebooks $(ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=1800 notebooks $(ARGS)
 
 # Leaves registries (.efface, efface-demo) and the model cache alone.
 clean:

@@ -5,7 +5,7 @@ then `compose.py` (the exact stack) and `model.py` (bases, their precision and f
 """
 
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
-from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids
+from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids, shorten
 from .errors import (
     AdapterError,
     BaseMismatch,
@@ -74,6 +74,7 @@ __all__ = [
     "read_adapter",
     "retain_nll",
     "save",
+    "shorten",
     "simnpo",
     "state_digest",
     "token_logprobs",

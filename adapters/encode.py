@@ -107,14 +107,26 @@ def focus(tokenizer: PreTrainedTokenizerBase, row: Encoded, item: Item) -> Encod
     """
     found = tokenizer(item.completion, add_special_tokens=False, return_offsets_mapping=True)
     text = item.completion.casefold()
+    # Casefolding can lengthen a text (ß, İ): where each of its characters stands in the completion.
+    origin = [i for i, char in enumerate(item.completion) for _ in char.casefold()]
     spans = [
-        (m.start(), m.end())
-        for keyword in item.keywords
+        (origin[m.start()], origin[m.end() - 1] + 1)
+        for keyword in filter(None, item.keywords)
         for m in re.finditer(rf"(?<!\w){re.escape(keyword.casefold())}(?!\w)", text)
     ]
     hit = [any(a < end and start < b for start, end in spans) for a, b in found["offset_mapping"]]
+    if row.answer[: len(hit)] != tuple(found["input_ids"]):
+        del hit[0]  # a document's first token, which `encode` made the context
     hit += [False] * (len(row.answer) - len(hit))
     return replace(row, counted=tuple(hit)) if any(hit) else row
+
+
+def shorten(row: Encoded) -> Encoded:
+    """``row`` without what follows its last counted token: later tokens cannot reach it in a causal model."""
+    if not any(row.counted):
+        return row
+    end = len(row.counted) - row.counted[::-1].index(True)
+    return replace(row, answer=row.answer[:end], counted=row.counted[:end])
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Item, *, chat: bool) -> list[int]:

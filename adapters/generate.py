@@ -1,4 +1,4 @@
-"""Greedy answers, batched: left-padded prompts sorted by length, and stopped rows leave the batch's budget."""
+"""Greedy answers in batches of left-padded prompts, sorted by length."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from .errors import AdapterError, ModelError
+from .errors import AdapterError, BaseMismatch, ModelError
+from .folder import AdapterFolder, read_adapter
 from .lora_files import CONFIG_NAME, WEIGHTS_NAME
 from .peft_config import AdapterConfig, config_bytes
 from .tensors import safetensors_bytes, write_atomic
@@ -48,7 +49,12 @@ def attach(
 
 
 def load(model: PreTrainedModel, folder: Path, *, name: str = "efface") -> PeftModel:
-    """Put the adapter in ``folder`` (a validated PEFT folder) on ``model``, for inference only."""
+    """Put the adapter in ``folder`` (a PEFT folder) on ``model``, for inference only.
+
+    Raises :class:`InvalidAdapter` for a broken folder, and :class:`BaseMismatch` for one whose layers are not
+    the model's, before ``model`` is touched: PEFT would leave half-loaded layers on it.
+    """
+    _require_fit(model, read_adapter(folder))
     loaded = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     loaded.eval()
     assert_unmerged(loaded)
@@ -59,7 +65,8 @@ def save(model: PeftModel, folder: Path, *, base: str) -> None:
     """Write the active adapter as a canonical PEFT folder: the same weights give the same bytes anywhere.
 
     ``base`` (a fingerprint digest) goes into ``base_model_name_or_path`` instead of a path of this machine.
-    Reads the LoRA parameters alone: ``state_dict()`` would touch the 4-bit base.
+    Reads the LoRA parameters alone: ``state_dict()`` would touch the 4-bit base. Raises
+    :class:`InvalidAdapter`, before anything is written, for weights that are not finite.
     """
     name = str(model.active_adapter)
     suffix = f".{name}.weight"
@@ -83,9 +90,10 @@ def save(model: PeftModel, folder: Path, *, base: str) -> None:
         task_type="CAUSAL_LM",
         fan_in_fan_out=False,
     )
+    weights = safetensors_bytes(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CONFIG_NAME, [config_bytes(config)])
-    write_atomic(folder / WEIGHTS_NAME, [safetensors_bytes(tensors)])
+    write_atomic(folder / WEIGHTS_NAME, [weights])
 
 
 def detach(model: PeftModel) -> PreTrainedModel:
@@ -93,7 +101,7 @@ def detach(model: PeftModel) -> PreTrainedModel:
     assert_unmerged(model)
     base: Any = model.unload()
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(base, attribute):
+        if attribute in vars(base):
             delattr(base, attribute)
     return base
 
@@ -127,6 +135,18 @@ def linear_names(model: torch.nn.Module) -> str:
         if isinstance(module, torch.nn.Linear)
     }
     return ", ".join(sorted(names - {"lm_head"}))
+
+
+def _require_fit(model: torch.nn.Module, adapter: AdapterFolder) -> None:
+    layers: dict[str, Any] = dict(model.named_modules())
+    for name, lora in adapter.modules.items():
+        layer = layers.get(name)
+        size = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+        if size != (lora.a.shape[1], lora.b.shape[0]):
+            raise BaseMismatch(
+                f"{adapter.path}: expected a base whose {name} is {lora.a.shape[1]} -> {lora.b.shape[0]}, "
+                f"got {size[0]} -> {size[1]}; give the base that the adapter was trained on"
+            )
 
 
 def _as_peft(model: Any) -> PeftModel:

@@ -16,10 +16,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .errors import ModelError
@@ -36,6 +48,11 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+)
+# What transformers raises for files that are not a model of a kind it knows.
+_BROKEN = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    *(ImportError, SafetensorError, StrictDataclassError),
 )
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")
 
@@ -85,10 +102,16 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     marks = fingerprint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **_load_arguments(quantization, device))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **_load_arguments(quantization, device))
+        model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _BROKEN as error:
         raise ModelError(f"{path} does not load as a causal language model: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise ModelError(f"{path} lacks {len(missing)} tensors, such as {missing[0]}: fetch the model again")
+    # It decides answers (a repetition penalty, say) and is not in the fingerprint.
+    model.generation_config = GenerationConfig()
     keep_nf4_unpacked(model)
     model.requires_grad_(False).eval()
     if tokenizer.pad_token_id is None:
@@ -151,7 +174,8 @@ def state_digest(model: torch.nn.Module) -> str:
     """``sha256:<hex>`` of every base parameter and buffer in memory, LoRA tensors left out.
 
     Two calls around any sequence of attach, swap and detach must agree: that is the proof that the base
-    was not touched. Reads raw bytes, so it works for packed 4-bit weights too.
+    was not touched. Reads raw bytes, the scales of 4-bit and 8-bit weights too: those are what bitsandbytes
+    spoils when it repacks.
     """
     running = hashlib.sha256()
     for name, tensor in sorted(_base_tensors(model)):
@@ -161,9 +185,22 @@ def state_digest(model: torch.nn.Module) -> str:
 
 
 def _base_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers(), *_scales(model)):
         if "lora_" not in name:
             yield name.replace("base_model.model.", "").replace(".base_layer", ""), tensor
+
+
+def _scales(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a quantized weight needs besides its packed bytes; neither a parameter nor a buffer."""
+    for name, module in model.named_modules():
+        quantized: Any = module
+        if isinstance(module, Linear4bit) and quantized.weight.quant_state is not None:
+            for key, value in quantized.weight.quant_state.as_dict(packed=True).items():
+                yield f"{name}.weight.{key}", value
+        if isinstance(module, Linear8bitLt):
+            # The first forward moves them from the weight to the module.
+            scales = quantized.weight.SCB
+            yield f"{name}.SCB", quantized.state.SCB if scales is None else scales
 
 
 def _load_arguments(quantization: str, device: str) -> dict[str, Any]:
@@ -172,7 +209,12 @@ def _load_arguments(quantization: str, device: str) -> dict[str, Any]:
         "device_map": {"": device},
         "trust_remote_code": False,
         "use_safetensors": True,
+        "output_loading_info": True,
     }
+    if device == "cpu":
+        # torch's fused attention is slow at the short rows of a CPU run: a training step takes 1.85 s
+        # instead of 2.2 s (docs/LOG.md).
+        arguments["attn_implementation"] = "eager"
     if quantization == "nf4":
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -6,6 +6,8 @@ answer under the model, s_ref = the same under the reference policy, |y| = answe
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -41,7 +43,9 @@ def retain_nll(logps: Tensor, mask: Tensor) -> Tensor:
     """
     if logps.shape != mask.shape:
         raise ObjectiveError(f"logps {tuple(logps.shape)} and mask {tuple(mask.shape)} differ in shape")
-    return -(logps * mask).sum() / mask.sum()
+    if not mask.any():
+        raise ObjectiveError("expected at least one counted token, got a mask without any")
+    return -logps.masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
 def retain_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -63,5 +67,5 @@ def _check(logps: Tensor, other: Tensor, beta: float) -> None:
         raise ObjectiveError(
             f"expected two vectors [B] with B > 0, got {tuple(logps.shape)} and {tuple(other.shape)}"
         )
-    if beta <= 0:
-        raise ObjectiveError(f"beta must be positive, got {beta}")
+    if not 0 < beta < math.inf:
+        raise ObjectiveError(f"expected a positive, finite beta, got {beta}")

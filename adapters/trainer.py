@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -93,11 +94,11 @@ class Reference:
     """The reference policy, asked once before training; empty where the losses do not need it.
 
     ``sums``: sequence log-probability of each forget row. ``hidden``: last hidden states [|y|, H] of each
-    retain row; the output head is frozen, so they stand for its logits at a hundredth of the size.
+    retain row; the base's output head is frozen, so they stand for its logits at a hundredth of the size.
     """
 
-    sums: Mapping[str, float]
-    hidden: Mapping[str, Tensor]
+    sums: Mapping[Encoded, float]
+    hidden: Mapping[Encoded, Tensor]
 
 
 def train(
@@ -121,6 +122,11 @@ def train(
         raise TrainingError(f"unknown objective {settings.objective!r}: {', '.join(FORGET_LOSSES)} exist")
     if settings.retain_term not in RETAIN_TERMS:
         raise TrainingError(f"unknown retain term {settings.retain_term!r}: {', '.join(RETAIN_TERMS)} exist")
+    if min(settings.steps, settings.forget_batch, settings.retain_batch) < 1:
+        raise TrainingError(
+            f"expected at least one step of at least one row a side, got steps={settings.steps}, "
+            f"forget_batch={settings.forget_batch}, retain_batch={settings.retain_batch}"
+        )
     reference = ask_reference(model, forget, retain, settings, pad_id=pad_id)
     rows = Steps(forget, retain, settings)
     started = time.monotonic()
@@ -141,8 +147,10 @@ def train(
         trainer.plan(settings, reference, pad_id, keep)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train()
-    model.eval()
+        try:
+            trainer.train()
+        finally:
+            model.eval()
     return TrainResult(tuple(reports), time.monotonic() - started)
 
 
@@ -157,16 +165,16 @@ def ask_reference(
 ) -> Reference:
     """Run the reference policy (adapters disabled) over the rows that the losses of ``settings`` compare with."""
     model.eval()
-    sums: dict[str, float] = {}
-    hidden: dict[str, Tensor] = {}
+    sums: dict[Encoded, float] = {}
+    hidden: dict[Encoded, Tensor] = {}
     with disabled(model):
         for rows in chunks(forget if settings.objective in NEEDS_REFERENCE else (), 16):
             found = answer_logprobs(model, collate(rows, pad_id).to(model.device)).sums.tolist()
-            sums.update(zip((row.id for row in rows), found, strict=True))
+            sums.update(zip(rows, found, strict=True))
         for rows in chunks(retain if settings.retain_term == "kl" else (), 16):
             states, _, _ = answer_hidden(model, collate(rows, pad_id).to(model.device))
             sizes = [sum(row.counted) if row.counted else len(row.answer) for row in rows]
-            hidden.update(zip((row.id for row in rows), states.split(sizes), strict=True))
+            hidden.update(zip(rows, states.split(sizes), strict=True))
     return Reference(sums, hidden)
 
 
@@ -221,13 +229,12 @@ class UnlearnTrainer(Trainer):
             AnswerLogprobs(rows.logps[:half], rows.mask[:half]),
             AnswerLogprobs(rows.logps[half:], rows.mask[half:]),
         )
-        ref = torch.tensor(
-            [self._reference.sums.get(row.id, math.nan) for row in forget], device=logits.device
-        )
+        ref = torch.tensor([self._reference.sums.get(row, math.nan) for row in forget], device=logits.device)
         s = self._settings
         forget_loss = FORGET_LOSSES[s.objective](s, f, ref)
         if s.retain_term == "kl":
-            theirs = head(torch.cat([self._reference.hidden[row.id] for row in retain]))
+            frozen = head.base_layer if isinstance(head, LoraLayer) else head
+            theirs = frozen(torch.cat([self._reference.hidden[row] for row in retain]))
             retain_loss = retain_kl(logits[int(f.mask.sum()) :], theirs)
         else:
             retain_loss = retain_nll(r.logps, r.mask)

@@ -90,6 +90,8 @@ def evaluate(
     asked = [question_ids(row) for row in encoded]
     if answers is None:
         answers = answer_rows(model, tokenizer, asked, method, on_rows)
+    if len(answers) != len(probes):
+        raise AuditError(f"expected one answer per row, got {len(answers)} answers for {len(probes)} rows")
     scores = teacher_forced(model, tokenizer, encoded, method)
     with disabled(model):
         judged = _judge(model, tokenizer, asked, answers, method)

@@ -84,7 +84,7 @@ def run(
             report = _of_adapter(model, chosen, adapter, forget, retain or [], neighbours or [], bars)
             record = None
     write_reports(report, html, json, reveal)
-    talk.print(findings_text(report))
+    talk.print(findings_text(report), soft_wrap=True)
     emit(
         {"audit": record, "report": report.to_json()},
         format,

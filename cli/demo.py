@@ -48,7 +48,6 @@ def demo(
     if workdir.exists() and not workdir.is_dir():
         raise InvalidInput("a folder for --workdir", "a file", "Name a folder; it is made if it is missing.")
     path = Path(model) if model else fetch_model("smollm2-135m", progress=talk.print)
-    folder.mkdir(parents=True)
     with progress() as bars:
         story = tell(path, chosen, folder, actor=actor, progress=bars)
     html = folder / "report.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,14 @@ def default_actor() -> str:
         return "unknown"
 
 
+def writable(path: Path | None) -> Path | None:
+    """``path`` if a file can be made there. A report comes last, after minutes: its place is checked first."""
+    folder = path.parent if path else None
+    if path and folder and (path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+        raise typer.BadParameter(f"expected a file in a folder that can be written to, got {path}")
+    return path
+
+
 RegistryOption = Annotated[
     str, typer.Option("--registry", envvar="EFFACE_REGISTRY", help="Registry folder or sqlite:///folder.")
 ]
@@ -41,8 +50,13 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key. Repeatable.")
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the ledger.")]
-HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the audit report as one HTML page.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the audit report as JSON.")]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write the audit report as one HTML page.", callback=writable),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the audit report as JSON.", callback=writable)
+]
 RevealOption = Annotated[
     bool,
     typer.Option(

@@ -16,8 +16,10 @@ from rich.table import Table
 
 from .options import Format
 
-data = Console(soft_wrap=True, highlight=False)
-talk = Console(stderr=True, highlight=False)
+# No emoji: "rows.jsonl:100: …" names line 100.
+data = Console(soft_wrap=True, highlight=False, emoji=False)
+talk = Console(stderr=True, highlight=False, emoji=False)
+_PIPED_WIDTH = 1000
 
 
 def emit(value: Any, format: Format, text: str) -> None:
@@ -41,7 +43,9 @@ def emit_table(records: Sequence[dict[str, Any]], columns: Sequence[str], format
         table.add_column(column, overflow="fold")
     for record in records:
         table.add_row(*(escape(short(record.get(column))) for column in columns))
-    data.print(table)
+    # A record is one line for `grep`, whatever Rich takes the width of a pipe to be.
+    wide = Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
+    (data if data.is_terminal else wide).print(table)
 
 
 def short(value: object) -> str:

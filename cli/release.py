@@ -64,7 +64,7 @@ def create(
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
         done = add_requests(reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars)
-    talk.print(findings_text(done.report))
+    talk.print(findings_text(done.report), soft_wrap=True)
     write_reports(done.report, html, json, reveal)
     _say(registry, done, format)
 
@@ -111,7 +111,7 @@ def rollback(
             done = remove_requests(
                 reg, channel, remove or [], bench, chosen, reason=reason, actor=actor, progress=bars
             )
-    talk.print(findings_text(done.report))
+    talk.print(findings_text(done.report), soft_wrap=True)
     write_reports(done.report, html, json, reveal)
     _say(registry, done, format)
 

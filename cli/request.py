@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from ..registry import Registry, get_request, list_adapters, list_requests, open_request
+from ..registry import BASES, Registry, checks, get_request, list_adapters, list_requests, open_request
 from .options import DEFAULT_ACTOR, DEFAULT_REGISTRY, ActorOption, Format, FormatOption, RegistryOption
 from .output import emit, emit_table
 from .records import request_json
 
 app = typer.Typer(help="Forget requests.", no_args_is_help=True)
-BASES = "gdpr17, uk_gdpr, ccpa, copyright, safety or test"
 
 
 @app.command(
@@ -23,7 +22,7 @@ BASES = "gdpr17, uk_gdpr, ccpa, copyright, safety or test"
 )
 def open_(
     forget: Annotated[Path, typer.Option("--forget", help="JSONL rows to forget.")],
-    basis: Annotated[str, typer.Option("--basis", help=f"Why: {BASES}.")],
+    basis: Annotated[str, typer.Option("--basis", help=f"Why: {', '.join(BASES)}.")],
     retain: Annotated[
         list[Path] | None, typer.Option("--retain", help="JSONL rows to keep. Repeatable.")
     ] = None,
@@ -46,6 +45,11 @@ def open_(
     """
     from ..recipes.data import load_request_data, to_payload
 
+    checks.choice(basis, "basis", BASES)
+    checks.actor(actor)
+    if subject_ref is not None:
+        checks.text(subject_ref, "subject_ref", 500)
+    moment = _moment(received_at)
     data = load_request_data(forget, retain or [], neighbours or [])
     with Registry.open(registry, create=True) as reg:
         request = open_request(
@@ -54,7 +58,7 @@ def open_(
             payload=to_payload(data),
             n_items=len(data.forget),
             subject_ref=subject_ref,
-            received_at=_moment(received_at),
+            received_at=moment,
             actor=actor,
         )
     record = request_json(request)
@@ -103,4 +107,7 @@ def _moment(text: str | None) -> datetime | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"expected RFC 3339 such as 2026-11-22T09:00:00Z, got {text!r}") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC):
+        raise typer.BadParameter(f"expected a moment in the past, got {text!r}, which is in the future")
+    return moment

@@ -66,6 +66,6 @@ def unlearn(
         "findings": [finding.to_json() for finding in done.report.findings],
         "seconds": round(done.training.seconds, 1),
     }
-    talk.print(findings_text(done.report))
+    talk.print(findings_text(done.report), soft_wrap=True)
     emit(record, format, done.adapter.digest)
     raise typer.Exit(0 if done.audit.verdict == "pass" else 1)

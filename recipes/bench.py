@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..adapters import Base, BaseMismatch, detach, encode, load, load_base, prompt_ids, read_adapter
-from ..audits import Evaluation, Method, Probe, answer_rows, evaluate, question_ids
+from ..adapters import (
+    Base,
+    BaseMismatch,
+    Encoded,
+    detach,
+    encode,
+    load,
+    load_base,
+    prompt_ids,
+    read_adapter,
+)
+from ..audits import Evaluation, Method, Probe, RowScore, answer_rows, evaluate, question_ids
 from ..registry import Composition, compose
 from .data import Row
 from .progress import Progress, Silent
@@ -22,14 +33,16 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A loaded base and how rows are measured on it. ``answers``: greedy answers by composition and prompt.
+    """A loaded base and how rows are measured on it, with what it has measured so far.
 
-    An answer is reused only for the same composition digest (base, precision, adapters and weights).
+    ``answers`` (greedy, by composition and prompt) and ``scores`` (by composition and row) are reused only for
+    the same composition digest, which covers base, precision, adapters and weights.
     """
 
     base: Base
     method: Method
     answers: dict[tuple[str, Ids], Ids] = field(default_factory=dict)
+    scores: dict[tuple[str, Encoded, tuple[str, ...]], RowScore] = field(default_factory=dict)
 
     @property
     def bare(self) -> Composition:
@@ -75,23 +88,45 @@ def measure(
     active: Sequence[str],
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate ``probes``, asking only what this composition has not answered on this bench."""
+    """Evaluate ``probes``, running only those that this composition was not measured on at this bench."""
     progress = progress or Silent()
     progress.phase(f"Measuring {label}", len(probes))
-    base, method = bench.base, bench.method
-    encoded = [encode(base.tokenizer, p.item, chat=method.chat, max_length=method.max_length) for p in probes]
-    answers = ask(bench, model, composition, [question_ids(row) for row in encoded], progress)
-    return evaluate(
-        model,
-        base.tokenizer,
-        probes,
-        label=label,
-        composition=composition.digest,
-        precision=base.quantization,
-        active=active,
-        method=method,
-        answers=answers,
+    started = time.monotonic()
+    digest, precision = composition.digest, bench.base.quantization
+    encoded = encode_probes(bench, probes)
+    keys = [(digest, row, probe.item.keywords) for row, probe in zip(encoded, probes, strict=True)]
+    new = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in bench.scores}
+    progress.advance(len(probes) - len(new))
+    if new:
+        answers = ask(bench, model, composition, [question_ids(row) for _, row, _ in new], progress)
+        found = evaluate(
+            model,
+            bench.base.tokenizer,
+            tuple(new.values()),
+            label=label,
+            composition=digest,
+            precision=precision,
+            method=bench.method,
+            answers=answers,
+        )
+        bench.scores.update(zip(new, found.rows, strict=True))
+    rows = tuple(
+        replace(bench.scores[key], request=probe.request, group=probe.group)
+        for key, probe in zip(keys, probes, strict=True)
     )
+    return Evaluation(label, digest, precision, 0, rows, time.monotonic() - started, tuple(active))
+
+
+def encode_probes(bench: Bench, probes: Sequence[Probe]) -> list[Encoded]:
+    """``probes`` as this bench measures them. Raises `ModelError` for a row that it cannot measure.
+
+    Call it before anything is written: an audit that stops half way leaves its adapter without a verdict.
+    """
+    method = bench.method
+    return [
+        encode(bench.base.tokenizer, probe.item, chat=method.chat, max_length=method.max_length)
+        for probe in probes
+    ]
 
 
 def ask(

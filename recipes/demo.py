@@ -92,13 +92,14 @@ class Story:
 def tell(
     model: Path, recipe: Recipe, workdir: Path, *, actor: str, progress: Progress | None = None
 ) -> Story:
-    """Run the whole story in ``workdir`` (a new registry in ``workdir/registry``).
+    """Run the whole story in ``workdir``, made if it is missing (a new registry in ``workdir/registry``).
 
     Raises `GateNotMet` when an audit keeps a release from being activated: there is no story to tell then.
     """
     progress, started = progress or Silent(), time.monotonic()
     progress.phase("Loading the base")
     bench = open_bench(model, recipe)
+    workdir.mkdir(parents=True, exist_ok=True)
     untouched = state_digest(bench.base.model)
     with Registry.open(workdir / "registry", create=True) as registry:
         first = _open(registry, "shakespeare", "test", actor)

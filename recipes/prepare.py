@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..adapters import Encoded, Item, encode, focus
+from ..adapters import Encoded, Item, encode, focus, shorten
 from ..audits import Probe, mentions
 from .bench import Bench, Own, own_answers
 from .data import RequestData, Row
@@ -39,7 +39,8 @@ class Scope:
 
     def holds(self, row: Row, answer: str) -> bool:
         """Whether ``row``, answered so, asks for or tells something that is to be forgotten."""
-        return bool(questions(row) & self.questions) or mentions(self.keywords, answer)
+        told = bool(self.keywords) and mentions(self.keywords, answer)
+        return told or bool(questions(row) & self.questions)
 
 
 def scope_of(requests: Iterable[RequestData]) -> Scope:
@@ -89,7 +90,7 @@ def telling(items: Sequence[Item], answers: Mapping[str, str], name: str) -> lis
     found: list[Item] = []
     for item in items:
         answer = answers.get(item.id, "")
-        if not mentions(item.keywords, answer):
+        if not item.keywords or not mentions(item.keywords, answer):
             continue
         found.append(Item(f"{item.id}/{name}", item.prompt, answer, item.keywords))
         longest, shortest = max(item.keywords, key=len), min(item.keywords, key=len)
@@ -117,6 +118,8 @@ def probes(
     and neighbour rows are everybody's, each question once.
     """
     scope = scope_of(requests.values())
+    # A neighbour of one request may be trained to stay by another: it shows no over-forgetting then.
+    trained = {asked for data in requests.values() for row in data.retain for asked in questions(row)}
     found: list[Probe] = []
     shared: dict[str, Probe] = {}
     names: set[str] = set()
@@ -124,8 +127,9 @@ def probes(
         found += [Probe(row.item(), "forget", request) for row in data.forget]
         found += [Probe(item, "paraphrase", request) for row in data.forget for item in row.paraphrased()]
         retain = _spread(data.retain, recipe.audit_retain_rows)
-        own = own_answers(bench, (*data.neighbours, *retain), progress)
-        for group, rows in (("neighbour", data.neighbours), ("retain", retain)):
+        untrained = [row for row in data.neighbours if not questions(row) & trained]
+        own = own_answers(bench, (*untrained, *retain), progress)
+        for group, rows in (("neighbour", untrained), ("retain", retain)):
             for item, _ in _retain(rows, own, scope)[0]:
                 if item.text not in shared:
                     name = item.id if item.id not in names else f"{request}/{item.id}"
@@ -151,7 +155,7 @@ def _retain(
 
 def _forget_row(bench: Bench, item: Item, recipe: Recipe) -> Encoded:
     row = _encoded(bench, item, recipe, end=False)
-    return focus(bench.base.tokenizer, row, item) if recipe.focus == "keywords" else row
+    return shorten(focus(bench.base.tokenizer, row, item)) if recipe.focus == "keywords" else row
 
 
 def _encoded(bench: Bench, item: Item, recipe: Recipe, *, end: bool) -> Encoded:

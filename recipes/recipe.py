@@ -22,6 +22,8 @@ from .errors import InvalidRecipe
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+# PyYAML lets a date such as 2026-99-99 and endless brackets through as these.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Recipe(BaseModel):
@@ -48,6 +50,7 @@ class Recipe(BaseModel):
     round_learning_rate: Positive = 3e-4
     forget_batch: Count = 8
     retain_batch: Count = 8
+    max_grad_norm: Positive = 1.0
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     lora_alpha: Count = 32
     target_modules: str | tuple[str, ...] = "all-linear"
@@ -116,7 +119,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(source)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *_NOT_YAML) as error:
         raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys: {error}") from None
     if not isinstance(values, dict):
         raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys, found {type(values).__name__}")
@@ -148,7 +151,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InvalidRecipe(f"--set {override!r}: expected key=value, for example --set steps=20")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise InvalidRecipe(f"--set {override!r}: the value is not valid YAML") from None
     *parents, last = key.split(".")
     place = values

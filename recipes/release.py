@@ -18,6 +18,7 @@ from ..registry import (
     active_release,
     adapter_folder,
     adapter_for_request,
+    checks,
     compose,
     create_release,
     get_adapter,
@@ -27,8 +28,9 @@ from ..registry import (
 )
 from ..serving import render
 from .audit import audit_composition, record, request_data
-from .bench import Bench
+from .bench import Bench, encode_probes
 from .errors import RequestError
+from .prepare import probes
 from .progress import Progress, Silent
 from .recipe import Recipe
 
@@ -141,10 +143,15 @@ def _release(
     actor: str,
     progress: Progress,
 ) -> Released:
+    checks.actor(actor)
+    checks.reason(reason)
     require_base(bench, composition)
     active = requests_in(registry, composition)
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
+    requests = request_data(registry, watched)
+    rows = probes(bench, requests, recipe, progress=progress)
+    encode_probes(bench, rows)
     with tempfile.TemporaryDirectory(prefix="efface-release-") as scratch:
         progress.phase("Rendering")
         folder, rendered = None, None
@@ -167,11 +174,12 @@ def _release(
             bench,
             composition,
             folder,
-            request_data(registry, watched),
+            requests,
             active=active,
             recipe=recipe,
             label=f"{channel}@{release.version}",
             progress=progress,
+            rows=rows,
         )
     audit = record(registry, composition, report, recipe, actor)
     if audit.verdict == "pass":

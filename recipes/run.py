@@ -24,6 +24,7 @@ from ..registry import (
     ForgetRequest,
     Part,
     Registry,
+    checks,
     compose,
     get_request,
     list_requests,
@@ -31,10 +32,10 @@ from ..registry import (
     step_request,
 )
 from .audit import audit_composition, record, request_data
-from .bench import Bench
+from .bench import Bench, encode_probes
 from .data import RequestData
 from .errors import RequestError
-from .prepare import TrainingRows, forget_rows, telling, training_rows
+from .prepare import TrainingRows, forget_rows, probes, telling, training_rows
 from .progress import Progress, Silent
 from .recipe import Recipe
 
@@ -69,9 +70,12 @@ def unlearn(
     the registry raise. In each case nothing is registered.
     """
     progress = progress or Silent()
+    checks.actor(actor)
     _require_trainable(get_request(registry, request_id))
     data = request_data(registry, [request_id])[request_id]
     rows = training_rows(bench, data, recipe, others=_others(registry, request_id), progress=progress)
+    looked_at = probes(bench, {request_id: data}, recipe, progress=progress)
+    encode_probes(bench, looked_at)
     with tempfile.TemporaryDirectory(prefix="efface-unlearn-") as scratch:
         folder = Path(scratch) / "adapter"
         training = _train(bench, data, rows, recipe, folder, report_to, progress)
@@ -96,6 +100,7 @@ def unlearn(
             recipe=recipe,
             label=f"{request_id} alone",
             progress=progress,
+            rows=looked_at,
         )
     audit = record(registry, composition, report, recipe, actor)
     if audit.verdict == "pass" and get_request(registry, request_id).state == "TRAINED":

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -84,6 +86,28 @@ def _as_a_process(arguments: Sequence[object]) -> Iterator[None]:
         warnings.catch_warnings(),
     ):
         yield
+
+
+def stopped(stop: int, phase: str, after: float, *arguments: object, scratch: Path) -> tuple[int, list[str]]:
+    """Start the command as a process and send it `stop` `after` seconds into a phase that it names on stderr.
+
+    Returns how it ended and every line it wrote there. `scratch` takes the temporary files it may leave.
+    """
+    command = [sys.executable, "-m", "efface.cli", *map(str, arguments)]
+    environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stderr is not None
+        lines = []
+        for line in child.stderr:
+            lines.append(line.rstrip())
+            if line.startswith(phase):
+                time.sleep(after)
+                os.killpg(child.pid, stop)
+                break
+        lines += [line.rstrip() for line in child.stderr]
+    return child.returncode, lines
 
 
 def jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -10,10 +10,19 @@ of the question, never trained on), ``keywords`` (words whose appearance in an a
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ..errors import DataError
 
@@ -21,13 +30,33 @@ if TYPE_CHECKING:
     from ...adapters.encode import Item, Message
 
 MAX_LINE_BYTES = 1_000_000
+_KEY = re.compile(r"[A-Za-z_][\w.-]{0,39}", re.ASCII)
+_TYPE = re.compile(r"str|(tuple|function)\b.+")
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _as_name(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _says_something(text: str) -> str:
+    if not text.isspace():
+        return text
+    raise ValueError("expected some text, found white space alone")
+
+
+def _on_one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    raise ValueError("expected a short name on one line")
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_says_something)]
+# Ids stand in audit reports and messages, where no text of a row may.
+Name = Annotated[Text, BeforeValidator(_as_name), Field(max_length=300), AfterValidator(_on_one_line)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_list)]
 
 
@@ -49,7 +78,7 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: Text
+    id: Name
     prompt: str | tuple[Turn, ...]
     completion: Text | None = None
     paraphrases: Texts = ()
@@ -59,6 +88,8 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Row:
+        if self.prompt == ():
+            raise ValueError("a conversation needs a user turn before the answer")
         if not self.prompt and self.completion is None:
             raise ValueError("a row needs a prompt, a completion, or both")
         return self
@@ -137,7 +168,7 @@ def _read_line(line: str, name: str, answers_required: bool) -> tuple[Row | None
         return None, [f"a line of {len(line.encode())} bytes: expected at most {MAX_LINE_BYTES}"]
     try:
         data = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return None, [f"not JSON{where}: expected one JSON object per line"]
     if not isinstance(data, dict):
@@ -154,16 +185,12 @@ def _read_line(line: str, name: str, answers_required: bool) -> tuple[Row | None
 
 
 def _canonical(data: dict[str, Any]) -> dict[str, Any]:
-    data = (
-        {"id": str(data["id"]), **{k: v for k, v in data.items() if k != "id"}}
-        if "id" in data
-        else dict(data)
-    )
+    data = dict(data)
     shapes = [key for key in ("prompt", "messages", "question", "text") if key in data]
     if len(shapes) != 1:
         raise ValueError(
             "expected exactly one of `prompt`, `messages`, `question`, `text`, found "
-            + (" and ".join(f"`{s}`" for s in shapes) or f"keys {sorted(data)[:8]}")
+            + (" and ".join(f"`{s}`" for s in shapes) or f"keys {[_shown(key) for key in sorted(data)[:8]]}")
         )
     match shapes[0]:
         case "messages":
@@ -189,10 +216,18 @@ def _from_messages(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong(detail: Any) -> str:
-    place = ".".join(
-        str(part) for part in detail["loc"] if not str(part).startswith(("tuple", "str", "function"))
-    )
+    unknown = detail["type"] == "extra_forbidden"
+    *parents, last = [*detail["loc"]] or [""]
+    # pydantic also names the arms of a union (`prompt` is text or a conversation).
+    parts = [part for part in parents if not _TYPE.fullmatch(str(part))]
+    parts += [_shown(str(last))] if unknown else [] if _TYPE.fullmatch(str(last)) else [last]
+    place = ".".join(str(part) for part in parts)
     return f"`{place}`: {detail['msg']}" if place else str(detail["msg"])
+
+
+def _shown(key: str) -> str:
+    """A key as messages may repeat it: one that is no name may be the text of a row."""
+    return key if _KEY.fullmatch(key) else f"a key of {len(key)} characters"
 
 
 def _duplicates(path: Path, rows: list[Row]) -> list[str]:
