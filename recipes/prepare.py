@@ -163,7 +163,13 @@ def _encoded(bench: Bench, item: Item, recipe: Recipe, *, end: bool) -> Encoded:
 
 
 def _spread(rows: Sequence[Row], count: int) -> tuple[Row, ...]:
-    """``count`` rows evenly spread over ``rows`` (all when there are fewer), the same every time."""
-    if len(rows) <= count:
-        return tuple(rows)
-    return tuple(rows[i * len(rows) // count] for i in range(count))
+    """At most ``count`` of ``rows``, the same every time: those with keywords first (they show whether a fact
+    is still told), then the others; evenly spread where there are more than fit."""
+    telling_rows = [row for row in rows if row.keywords]
+    others = [row for row in rows if not row.keywords]
+    first = _evenly(telling_rows, count)
+    return (*first, *_evenly(others, count - len(first)))
+
+
+def _evenly(rows: Sequence[Row], count: int) -> tuple[Row, ...]:
+    return tuple(rows) if len(rows) <= count else tuple(rows[i * len(rows) // count] for i in range(count))

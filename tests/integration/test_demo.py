@@ -11,7 +11,16 @@ pytestmark = pytest.mark.slow
 
 
 def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "efface.cli", "demo", "--workdir", str(tmp_path / "demo"), "--format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "efface.cli",
+        "demo",
+        "--workdir",
+        str(tmp_path / "demo"),
+        "--format",
+        "json",
+    ]
     done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     story = json.loads(done.stdout)
@@ -32,9 +41,14 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
     assert sum(all(names) for names in by_kind["out of scope"]) >= 3
 
     html = Path(story["report"]).read_text(encoding="utf-8")
-    assert "suppressed" in html.lower() and "<script" not in html and "http" not in html
+    assert "suppressed" in html.lower() and "<script" not in html and 'src="http' not in html
     report = json.loads((Path(story["report"]).parent / "report.json").read_text(encoding="utf-8"))
-    assert [evaluation["label"] for evaluation in report["evaluations"]] == ["base", "+1", "+1+2", "rolled back"]
+    assert [evaluation["label"] for evaluation in report["evaluations"]] == [
+        "base",
+        "+1",
+        "+1+2",
+        "rolled back",
+    ]
 
 
 def test_demo_registry_verifies_and_holds_no_forgotten_text(smollm: Path, tmp_path: Path) -> None:

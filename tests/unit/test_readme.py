@@ -37,7 +37,9 @@ def test_the_python_example_is_about_twenty_lines() -> None:
 
 
 def _commands() -> list[list[str]]:
-    lines = [line for block in _blocks(README, "") for line in block.splitlines() if line.startswith("efface ")]
+    lines = [
+        line for block in _blocks(README, "") for line in block.splitlines() if line.startswith("efface ")
+    ]
     parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [shlex.split(part)[1:] for part in parts]
 
