@@ -40,18 +40,37 @@ def state(registry: Path) -> dict[str, Any]:
     return efface("request", "show", REQUEST, "--registry", registry, "--format", "json").json
 
 
+def interrupted(tmp_path: Path, model: Path, stop: int, moment: str) -> tuple[list[object], Path]:
+    """The command and its registry, of a run that the signal ended at its moment.
+
+    On a machine under load the signal may come when that is over: it says nothing then and is tried again.
+    """
+    phase, after, steps, later = MOMENTS[moment]
+    for attempt in map(str, range(5)):
+        root, scratch = tmp_path / attempt, tmp_path / f"scratch-{attempt}"
+        root.mkdir()
+        scratch.mkdir()
+        command = opened(root, model, steps)
+        before = contents(root / "registry")
+        code, lines = stopped(stop, phase, after, *command, scratch=scratch)
+        if any(line.startswith(later) for line in lines):
+            continue
+        assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[stop], lines
+        assert not any("Traceback" in line for line in lines)
+        if moment in ("asking", "training"):
+            assert contents(root / "registry") == before
+        if stop == signal.SIGINT:
+            assert list(scratch.iterdir()) == []
+        return command, root / "registry"
+    pytest.fail("the signal came too late in five runs")
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigkill(tmp_path: Path, tiny_llama: Path, moment: str) -> None:
-    phase, after, steps, later = MOMENTS[moment]
-    command, registry = opened(tmp_path, tiny_llama, steps), tmp_path / "registry"
-    before = contents(registry)
-    code, lines = stopped(signal.SIGKILL, phase, after, *command, scratch=tmp_path)
-    assert code == -signal.SIGKILL, lines
-    assert not any(line.startswith(later) for line in lines)
-    if moment in ("asking", "training"):
-        assert contents(registry) == before
+    command, registry = interrupted(tmp_path, tiny_llama, signal.SIGKILL, moment)
     if moment == "auditing":
-        assert (state(registry)["state"], len(state(registry)["adapters"])) == ("TRAINED", 1)
+        assert state(registry)["state"] in ("TRAINED", "AUDITED")
+        assert len(state(registry)["adapters"]) == 1
     whole(registry)
     again = efface(*command)
     assert again.code == 0, again.err
@@ -61,11 +80,6 @@ def test_sigkill(tmp_path: Path, tiny_llama: Path, moment: str) -> None:
 
 
 def test_an_interrupt_stops_in_order_and_writes_nothing(tmp_path: Path, tiny_llama: Path) -> None:
-    command, registry = opened(tmp_path, tiny_llama, LONG), tmp_path / "registry"
-    before = contents(registry)
-    (tmp_path / "scratch").mkdir()
-    code, lines = stopped(signal.SIGINT, "Training", 0.6, *command, scratch=tmp_path / "scratch")
-    assert code == 130, lines
-    assert not any("Traceback" in line for line in lines)
-    assert contents(registry) == before
-    assert list((tmp_path / "scratch").iterdir()) == []
+    _, registry = interrupted(tmp_path, tiny_llama, signal.SIGINT, "training")
+    assert state(registry)["state"] == "RECEIVED"
+    whole(registry)
