@@ -45,7 +45,7 @@ class Method:
     chat: bool = True
     max_new_tokens: int = 32
     max_length: int = 512
-    generate_batch: int = 64
+    generate_batch: int = 128
     score_batch: int = 32
 
 

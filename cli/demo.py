@@ -16,7 +16,7 @@ from .output import data, emit, progress, talk
 from .reports import write_reports
 
 if TYPE_CHECKING:
-    from ..audits import Evaluation
+    from ..audits import Aggregate
     from ..recipes.demo import Line, Story
 
 EXAMPLE = "Example: efface demo --workdir ./efface-demo"
@@ -63,7 +63,7 @@ def demo(
 def _print(story: Story, html: Path) -> None:
     data.print(_answers(story.lines))
     data.print("[dim]✓ the answer names the fact   ✗ it does not[/dim]\n")
-    data.print(_figures(story.report.evaluations))
+    data.print(_figures(story))
     for number, done in enumerate(story.releases, 1):
         release = done.release
         digest = release.composition.digest
@@ -110,34 +110,35 @@ def _clip(answer: str) -> str:
     return words if len(words) <= 2 * _CELL else f"{words[: 2 * _CELL]}…"
 
 
-def _figures(evaluations: tuple[Evaluation, ...]) -> Table:
+def _figures(story: Story) -> Table:
     from ..audits import aggregate
 
-    table = Table(title="Audit (mean over rows)", title_justify="left")
-    columns = (
-        "rows",
-        "n",
-        "composition",
-        "names the fact",
-        "probability",
-        "ROUGE-L",
-        "extraction",
-        "fluency",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("rows", "composition") else "right")
-    figures = [(e.label, item) for e in evaluations for item in aggregate(e)]
-    keys = list(dict.fromkeys((item.request, item.group) for _, item in figures))
-    for request, group in keys:
+    table = Table(title="Audit (means over n rows; – : no row has keywords)", title_justify="left")
+    for column in ("rows", "composition"):
+        table.add_column(column, no_wrap=True)
+    for column in ("n", "names it", "prob.", "ROUGE-L", "ES", "fluency"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = {request: f"request {number}" for number, request in enumerate(story.requests, 1)}
+    figures = [(e.label, item) for e in story.report.evaluations for item in aggregate(e)]
+    for request, group in dict.fromkeys((item.request, item.group) for _, item in figures):
         table.add_section()
+        title = f"{names[request]}: {group}" if request else group
         for label, item in figures:
             if (item.request, item.group) == (request, group):
-                rate = "–" if item.mention_rate is None else f"{item.mention_rate:.0%} of {item.n_mention}"
-                numbers = (item.probability, item.rouge_l, item.extraction_strength)
-                name = f"{request or 'all'} {group}" if label == evaluations[0].label else ""
-                cells = [f"{number:.2f}" for number in numbers]
-                table.add_row(name, str(item.n), label, rate, *cells, f"{item.fluency:.2f}")
+                table.add_row(title, label, str(item.n), _rate(item), *_numbers(item))
+                title = ""
     return table
+
+
+def _rate(item: Aggregate) -> str:
+    if item.mention_rate is None:
+        return "–"
+    return f"{item.mention_rate:.0%}" + ("" if item.n_mention == item.n else f" of {item.n_mention}")
+
+
+def _numbers(item: Aggregate) -> tuple[str, ...]:
+    figures = (item.probability, item.rouge_l, item.extraction_strength, item.fluency)
+    return tuple(f"{figure:.2f}" for figure in figures)
 
 
 def _report_table(story: Story) -> Any:

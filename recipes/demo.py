@@ -43,23 +43,20 @@ from .run import Unlearned, unlearn
 
 CHANNEL = "demo"
 COLUMNS = ("base", "+1", "+1+2", "rolled back")
-# Which rows the table shows: (what it is to the reader, row id). The neighbours and paraphrases are never
-# trained on.
+# Which rows the table shows: what it is to the reader, how many, and candidates by id. Shown are the first that
+# the base knows: its greedy answers depend on the machine in the last bits. Paraphrases, neighbours and the
+# rows out of scope are never trained on.
 SHOWN = (
-    ("1 in scope", "shakespeare-01"),
-    ("1 in scope", "shakespeare-02"),
-    ("1 paraphrased", "shakespeare-03/p1"),
-    ("1 paraphrased", "shakespeare-12/p2"),
-    ("2 in scope", "potter-06"),
-    ("2 in scope", "potter-25"),
-    ("2 paraphrased", "potter-02/p2"),
-    ("2 paraphrased", "potter-26/p1"),
-    ("neighbour", "near-shakespeare-01"),
-    ("neighbour", "near-shakespeare-04"),
-    ("out of scope", "apart-01"),
-    ("out of scope", "apart-02"),
-    ("out of scope", "apart-03"),
-    ("out of scope", "apart-04"),
+    ("1 in scope", 2, ("shakespeare-02", "shakespeare-03", "shakespeare-01", "shakespeare-12")),
+    (
+        "1 paraphrased",
+        2,
+        ("shakespeare-12/p2", "shakespeare-03/p2", "shakespeare-11/p2", "shakespeare-04/p1"),
+    ),
+    ("2 in scope", 2, ("potter-05", "potter-25", "potter-04", "potter-01", "potter-06", "potter-24")),
+    ("2 paraphrased", 2, ("potter-02/p2", "potter-26/p1", "potter-01/p2", "potter-25/p1")),
+    ("neighbour", 2, ("near-shakespeare-01", "near-shakespeare-04", "near-shakespeare-03")),
+    ("out of scope", 4, tuple(f"apart-{number:02d}" for number in range(1, 9))),
 )
 
 
@@ -229,6 +226,11 @@ def _logits(
 
 def _lines(seen: Sequence[Evaluation]) -> tuple[Line, ...]:
     scores = [{row.id: row for row in evaluation.rows} for evaluation in seen]
+    known = [
+        (kind, name)
+        for kind, count, names in SHOWN
+        for name in [name for name in names if scores[0][name].mentioned][:count]
+    ]
     return tuple(
         Line(
             kind,
@@ -236,7 +238,7 @@ def _lines(seen: Sequence[Evaluation]) -> tuple[Line, ...]:
             tuple(column[name].answer for column in scores),
             tuple(column[name].mentioned for column in scores),
         )
-        for kind, name in SHOWN
+        for kind, name in known
     )
 
 
@@ -254,5 +256,9 @@ def _problems(
         if r.release.state == "CANDIDATE"
     ]
     found += [f"not so: {claim}" for claim, held in facts.items() if not held]
-    found += [f"the base does not know: {line.question}" for line in lines if not line.names_it[0]]
+    found += [
+        f"the base knows fewer than {count} of the rows {kind}: there is nothing to show"
+        for kind, count, _ in SHOWN
+        if sum(line.kind == kind for line in lines) < count
+    ]
     return tuple(found)
