@@ -421,7 +421,7 @@ ADAPTERS = {
     "unconfigured": "adapter_config.json: expected a file",
     "garbled": "adapter_config.json",
     GONE: "adapter_config.json: expected a file",
-    "foreign": "the adapter was made for base tests/tiny-base",
+    "foreign": "expected a base whose model.layers.0.self_attn.q_proj",
 }
 
 
