@@ -158,7 +158,7 @@ def _rounds(
     report_to: str,
     progress: Progress,
 ) -> TrainResult:
-    """Train; then ask the adapted model what it was to forget, and train on what it still tells."""
+    """Train; then ask the adapted model what it was to forget, and train on what it still tells, if anything."""
     steps: list[StepReport] = []
     seconds = 0.0
     forget = rows.forget
@@ -181,27 +181,25 @@ def _rounds(
         )
         seconds += done.seconds
         if number + 1 < recipe.rounds:
-            forget = _with_leaks(bench, model, data, rows.forget, recipe, number + 1)
+            leaks = _leaks(bench, model, data, recipe, number + 1)
+            if not leaks:
+                break
+            # Repeated until they are about a quarter of the rows.
+            forget = rows.forget + leaks * max(1, len(rows.forget) // (3 * len(leaks)))
     return TrainResult(tuple(steps), seconds)
 
 
-def _with_leaks(
-    bench: Bench,
-    model: PeftModel,
-    data: RequestData,
-    forget: tuple[Encoded, ...],
-    recipe: Recipe,
-    number: int,
+def _leaks(
+    bench: Bench, model: PeftModel, data: RequestData, recipe: Recipe, number: int
 ) -> tuple[Encoded, ...]:
-    """``forget`` and what ``model`` still tells, repeated until it is about a quarter of the rows."""
+    """What ``model`` still tells when asked what it was to forget, as forget rows; empty when nothing."""
     items = [row.item() for row in data.forget if row.prompt]
     chat, tokenizer = bench.method.chat, bench.base.tokenizer
     prompts = [tuple(prompt_ids(tokenizer, item, chat=chat)) for item in items]
     answers = answer_rows(model, tokenizer, prompts, bench.method)
     texts = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
     told = telling(items, dict(zip((item.id for item in items), texts, strict=True)), f"round-{number}")
-    leaks = forget_rows(bench, told, recipe)
-    return forget + leaks * max(1, len(forget) // (3 * max(1, len(leaks))))
+    return forget_rows(bench, told, recipe)
 
 
 def _facts(recipe: Recipe, rows: TrainingRows, training: TrainResult) -> dict[str, JSON]:
