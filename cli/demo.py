@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -61,9 +62,10 @@ def demo(
 
 
 def _print(story: Story, html: Path) -> None:
-    data.print(_answers(story.lines))
+    width = None if data.is_terminal else 100
+    data.print(_answers(story.lines), width=width)
     data.print("[dim]✓ the answer names the fact   ✗ it does not[/dim]\n")
-    data.print(_figures(story))
+    data.print(_figures(story), width=width)
     for number, done in enumerate(story.releases, 1):
         release = done.release
         digest = release.composition.digest
@@ -113,16 +115,16 @@ def _clip(answer: str) -> str:
 def _figures(story: Story) -> Table:
     from ..audits import aggregate
 
-    table = Table(title="Audit (means over n rows; – : no row has keywords)", title_justify="left")
+    table = Table(title="Audit: means over n rows, by request", title_justify="left", box=SIMPLE_HEAD)
     for column in ("rows", "composition"):
         table.add_column(column, no_wrap=True)
     for column in ("n", "names it", "prob.", "ROUGE-L", "ES", "fluency"):
         table.add_column(column, justify="right", no_wrap=True)
-    names = {request: f"request {number}" for number, request in enumerate(story.requests, 1)}
+    names = {request: str(number) for number, request in enumerate(story.requests, 1)}
     figures = [(e.label, item) for e in story.report.evaluations for item in aggregate(e)]
     for request, group in dict.fromkeys((item.request, item.group) for _, item in figures):
         table.add_section()
-        title = f"{names[request]}: {group}" if request else group
+        title = f"{names[request]} {group}" if request else group
         for label, item in figures:
             if (item.request, item.group) == (request, group):
                 table.add_row(title, label, str(item.n), _rate(item), *_numbers(item))

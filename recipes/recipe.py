@@ -44,7 +44,8 @@ class Recipe(BaseModel):
     rounds: Count = Field(
         1,
         le=8,
-        description="after each round but the last, answers that still name a keyword are forgotten too; ends early if none",
+        description="after each round but the last, answers that still name a keyword are forgotten too; "
+        "no further round when there are none",
     )
     round_steps: Count = Field(10, description="steps of each round after the first")
     round_learning_rate: Positive = 3e-4
