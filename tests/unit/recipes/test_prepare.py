@@ -212,15 +212,12 @@ def test_what_the_adapted_model_still_tells_is_trained_on_in_the_next_round(
             for rounds in (1, 2):
                 chosen = recipe(steps=2, rounds=rounds, round_steps=3, learning_rate=1e-5, own_answers=False)
                 made[name, rounds] = unlearn(registry, opened.id, bench, chosen, actor="ana")
-    assert [len(one.training.steps) for one in made.values()] == [2, 5, 2, 5]
+    # Nothing leaks from the quiet one: no second round, and the adapter of one round.
+    assert [len(one.training.steps) for one in made.values()] == [2, 5, 2, 2]
     assert [step.step for step in made["told", 2].training.steps] == [1, 2, 3, 4, 5]
-    # One row a request, so each step of round one has the same rows; the leak changes those of round two.
-    told_steps, quiet_steps = (
-        [round(step.forget_probability, 6) for step in made[name, 2].training.steps]
-        for name in ("told", "quiet")
-    )
-    assert told_steps[:2] == quiet_steps[:2]
-    assert told_steps[2:] != quiet_steps[2:]
+    files = {key: one.adapter.files["adapter_model.safetensors"] for key, one in made.items()}
+    assert files["quiet", 1] == files["quiet", 2]
+    assert files["told", 1] != files["told", 2]
     facts = made["told", 2].adapter.facts
     assert (facts["rounds"], facts["steps"]) == (2, 5)
 
