@@ -211,10 +211,6 @@ def _load_arguments(quantization: str, device: str) -> dict[str, Any]:
         "use_safetensors": True,
         "output_loading_info": True,
     }
-    if device == "cpu":
-        # torch's fused attention is slow at the short rows of a CPU run: a training step takes 1.85 s
-        # instead of 2.2 s (docs/LOG.md).
-        arguments["attn_implementation"] = "eager"
     if quantization == "nf4":
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
