@@ -222,20 +222,20 @@ class UnlearnTrainer(Trainer):
         forget, retain = inputs["step"].forget, inputs["step"].retain
         batch: Batch = collate([*forget, *retain], self._pad_id).to(self.args.device)
         hidden, targets, head = answer_hidden(model, batch)
-        logits = head(hidden)
-        rows = unflatten(token_logprobs(logits, targets), batch.answer_mask.sum(-1))
-        half = len(forget)
-        f, r = (
-            AnswerLogprobs(rows.logps[:half], rows.mask[:half]),
-            AnswerLogprobs(rows.logps[half:], rows.mask[half:]),
-        )
-        ref = torch.tensor([self._reference.sums.get(row, math.nan) for row in forget], device=logits.device)
+        lengths, half = batch.answer_mask.sum(-1), len(forget)
+        cut = int(lengths[:half].sum())
+        f = unflatten(token_logprobs(head(hidden[:cut]), targets[:cut]), lengths[:half])
+        retain_logits = head(hidden[cut:])
+        ref = torch.tensor([self._reference.sums.get(row, math.nan) for row in forget], device=hidden.device)
         s = self._settings
         forget_loss = FORGET_LOSSES[s.objective](s, f, ref)
+        # With KL the log-probabilities of retain rows are reported only: no gradient, no second softmax kept.
+        with torch.set_grad_enabled(s.retain_term == "nll"):
+            r = unflatten(token_logprobs(retain_logits, targets[cut:]), lengths[half:])
         if s.retain_term == "kl":
             frozen = head.base_layer if isinstance(head, LoraLayer) else head
             theirs = frozen(torch.cat([self._reference.hidden[row] for row in retain]))
-            retain_loss = retain_kl(logits[int(f.mask.sum()) :], theirs)
+            retain_loss = retain_kl(retain_logits, theirs)
         else:
             retain_loss = retain_nll(r.logps, r.mask)
         loss = s.gamma * forget_loss + s.alpha * retain_loss

@@ -120,10 +120,13 @@ def test_gradients_agree_with_finite_differences() -> None:
     lengths = torch.tensor([3, 1, 7])
     mask = torch.tensor([[True, False, True], [False, True, False]])
     grid = f64(-1, -2, -3, -4, -5, -6).reshape(2, 3).requires_grad_()
+    many = torch.randn(70, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     losses: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [
         (lambda x: npo(x, ref, beta=0.3), s),
         (lambda x: simnpo(x, lengths, beta=2.5, delta=0.2), s),
         (lambda x: retain_nll(x, mask), grid),
+        # More rows than one slice of the fused loss holds.
+        (lambda x: retain_kl(x, many.flip(0)), many.clone().requires_grad_()),
     ]
     for loss, at in losses:
         assert torch.autograd.gradcheck(loss, (at,), eps=1e-6, atol=1e-8)
