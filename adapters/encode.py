@@ -40,13 +40,15 @@ class Item:
 class Encoded:
     """Token ids of one row, split where the answer begins. ``answer`` is never empty.
 
-    ``counted`` says which answer tokens a loss or metric looks at; empty means all of them.
+    ``counted`` says which answer tokens a loss or metric looks at; empty means all of them. ``document``: there
+    is no question, ``prompt`` is only the context of the first prediction.
     """
 
     id: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     counted: tuple[bool, ...] = ()
+    document: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def encode(
             f"row {item.id!r} has {len(prompt) + len(answer)} tokens, more than max_length={max_length}: "
             "raise max_length or split the row"
         )
-    return Encoded(item.id, tuple(prompt), tuple(answer))
+    return Encoded(item.id, tuple(prompt), tuple(answer), document=not item.prompt)
 
 
 def focus(tokenizer: PreTrainedTokenizerBase, row: Encoded, item: Item) -> Encoded:

@@ -106,7 +106,7 @@ def question_ids(row: Encoded) -> tuple[int, ...]:
     """What the model is given to answer: the prompt, or the first half of a document that has none (as in
     MUSE's verbatim memorization, arXiv 2407.06460).
     """
-    return row.prompt if len(row.prompt) > 1 else row.prompt + row.answer[: len(row.answer) // 2]
+    return row.prompt + row.answer[: len(row.answer) // 2] if row.document else row.prompt
 
 
 def answer_rows(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..registry import Registry, active_release, get_audit, list_audits
+from ..registry import InvalidInput, Registry, Release, active_release, get_audit, list_audits
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -77,7 +77,7 @@ def run(
     with progress() as bars:
         if release is not None:
             with Registry.open(registry) as reg:
-                active_release(reg, release)
+                _require_requests(active_release(reg, release))
                 bars.phase("Loading the base")
                 report, record = _of_release(reg, release, open_bench(model, chosen), chosen, actor, bars)
         else:
@@ -117,6 +117,15 @@ def show(
     emit({**audit_json(audit), "document": text}, format, text)
 
 
+def _require_requests(release: Release) -> None:
+    if not release.composition.parts:
+        raise InvalidInput(
+            "a release that suppresses a request",
+            f"{release.channel}@{release.version}, which is the bare base: there is nothing to audit",
+            "Name another channel, or create a release with --add REQUEST.",
+        )
+
+
 def _of_release(
     reg: Registry, channel: str, bench: Bench, recipe: Recipe, actor: str, bars: Any
 ) -> tuple[AuditReport, str]:
@@ -129,7 +138,7 @@ def _of_release(
     require_base(bench, release.composition)
     active = requests_in(reg, release.composition)
     with TemporaryDirectory(prefix="efface-audit-") as scratch:
-        folder = render_composition(reg, release.composition, Path(scratch) / "rendered") if active else None
+        folder = render_composition(reg, release.composition, Path(scratch) / "rendered")
         report = audit_composition(
             bench,
             release.composition,

@@ -159,6 +159,8 @@ def _marked(answer: str, names_it: bool | None) -> str:
 
 
 def _record(story: Story, html: Path) -> dict[str, Any]:
+    from ..audits import aggregate
+
     return {
         "requests": list(story.requests),
         "adapters": [done.adapter.digest for done in story.trained],
@@ -173,6 +175,11 @@ def _record(story: Story, html: Path) -> dict[str, Any]:
         "answers": [
             {"kind": x.kind, "question": x.question, "answers": list(x.answers), "names_it": list(x.names_it)}
             for x in story.lines
+        ],
+        "figures": [
+            {"composition": e.label, **item.to_json()}
+            for e in story.report.evaluations
+            for item in aggregate(e)
         ],
         "claims": dict(story.facts),
         "problems": list(story.problems),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .audit import audit_composition, request_data
     from .bench import Bench, measure, open_bench, own_answers, wearing
-    from .data import RequestData, Row, load_request_data, read_rows, shipped, to_payload
+    from .data import RequestData, Row, load_request_data, read_rows, shipped, shipped_request, to_payload
     from .errors import DataError, InvalidRecipe, RecipeError, RequestError
     from .prepare import TrainingRows, probes, training_rows
     from .progress import Progress, Silent
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "audit": ("audit_composition", "request_data"),
     "bench": ("Bench", "measure", "open_bench", "own_answers", "wearing"),
-    "data": ("RequestData", "Row", "load_request_data", "read_rows", "shipped", "to_payload"),
+    "data": (
+        "RequestData",
+        "Row",
+        "load_request_data",
+        "read_rows",
+        "shipped",
+        "shipped_request",
+        "to_payload",
+    ),
     "errors": ("DataError", "InvalidRecipe", "RecipeError", "RequestError"),
     "prepare": ("TrainingRows", "probes", "training_rows"),
     "progress": ("Progress", "Silent"),
@@ -61,6 +69,7 @@ __all__ = [
     "return_to",
     "shipped",
     "shipped_recipes",
+    "shipped_request",
     "to_payload",
     "training_rows",
     "unlearn",

@@ -33,7 +33,7 @@ from ..registry import (
 )
 from .audit import report_of, request_data
 from .bench import Bench, measure, open_bench, wearing
-from .data import load_request_data, shipped, to_payload
+from .data import shipped_request, to_payload
 from .errors import GateNotMet
 from .prepare import probes
 from .progress import Progress, Silent
@@ -144,11 +144,7 @@ def tell(
 
 def _open(registry: Registry, name: str, basis: str, actor: str) -> str:
     """Open a request from the rows that ship with efface; its id."""
-    data = load_request_data(
-        shipped(f"{name}.forget.jsonl"),
-        [shipped("general.retain.jsonl"), shipped(f"{name}.retain.jsonl")],
-        [shipped("general.neighbours.jsonl"), shipped(f"{name}.neighbours.jsonl")],
-    )
+    data = shipped_request(name)
     opened = open_request(
         registry, basis=basis, payload=to_payload(data), n_items=len(data.forget), actor=actor
     )

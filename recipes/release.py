@@ -58,6 +58,8 @@ def add_requests(
     adapters = [adapter_for_request(registry, request) for request in requests]
     if not adapters:
         raise RequestError("expected at least one request to add, got none: name one with --add")
+    if repeated := sorted({request for request in requests if requests.count(request) > 1}):
+        raise RequestError(f"{', '.join(repeated)} is named twice: name each request once")
     now = active_composition(registry, channel)
     base, quantization = (now.base, now.quantization) if now else (adapters[0].base, adapters[0].quantization)
     held = {part.adapter for part in now.parts} if now else set[str]()

@@ -5,7 +5,7 @@ The `*.jsonl` files beside are the demo's, written for efface.
 """
 
 from .rows import Row, read_rows, row_from_json, row_to_json
-from .sets import RequestData, from_payload, load_request_data, shipped, to_payload
+from .sets import RequestData, from_payload, load_request_data, shipped, shipped_request, to_payload
 
 __all__ = [
     "RequestData",
@@ -16,5 +16,6 @@ __all__ = [
     "row_from_json",
     "row_to_json",
     "shipped",
+    "shipped_request",
     "to_payload",
 ]

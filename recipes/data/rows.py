@@ -132,8 +132,8 @@ def row_from_json(data: dict[str, Any]) -> Row:
     return Row.model_validate(data)
 
 
-def read_rows(path: Path, *, answers_required: bool) -> tuple[Row, ...]:
-    """Every row of a JSONL file. Rows without ``id`` are named ``<stem>-<line>``.
+def read_rows(path: Path, *, answers_required: bool, name: str | None = None) -> tuple[Row, ...]:
+    """Every row of a JSONL file. Rows without ``id`` are named ``<name>-<line>``; ``name`` is the file's stem.
 
     Raises :class:`DataError` with every bad line at once: file, line, what was expected, what came. The
     message never repeats a row's text (it may be what must be forgotten).
@@ -142,7 +142,7 @@ def read_rows(path: Path, *, answers_required: bool) -> tuple[Row, ...]:
     rows: list[Row] = []
     problems: list[str] = []
     for number, line in lines:
-        row, wrong = _read_line(line, f"{path.stem}-{number}", answers_required)
+        row, wrong = _read_line(line, f"{name or path.stem}-{number}", answers_required)
         problems += [f"{path}:{number}: {what}" for what in wrong]
         rows += [row] if row else []
     problems += _duplicates(path, rows)

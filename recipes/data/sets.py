@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,10 +31,14 @@ class RequestData:
 def load_request_data(forget: Path, retain: Sequence[Path], neighbours: Sequence[Path] = ()) -> RequestData:
     """Read and cross-check the files of a request. Raises :class:`DataError` with all problems at once."""
     problems: list[str] = []
+    stems: Counter[str] = Counter()
 
     def read(path: Path, answers_required: bool) -> tuple[Row, ...]:
+        stems[path.stem] += 1
+        # keep/rows.jsonl beside forget/rows.jsonl: the second file's rows are rows.2-1, rows.2-2, …
+        name = path.stem if stems[path.stem] == 1 else f"{path.stem}.{stems[path.stem]}"
         try:
-            return read_rows(path, answers_required=answers_required)
+            return read_rows(path, answers_required=answers_required, name=name)
         except DataError as error:
             problems.extend(error.problems)
             return ()
@@ -102,3 +107,16 @@ def shipped(name: str) -> Path:
     if not path.is_file():
         raise DataError([f"no shipped rows {name!r}"])
     return path
+
+
+def shipped_request(name: str) -> RequestData:
+    """The demo's request ``shakespeare`` or ``harry_potter``, from the rows that ship with efface.
+
+    Both keep the same things: everyday facts, other authors and other fantasy. Neighbours in the form of the
+    question matter as much as neighbours in topic (docs/LOG.md).
+    """
+    return load_request_data(
+        shipped(f"{name}.forget.jsonl"),
+        [shipped(f"{kept}.retain.jsonl") for kept in ("general", "authors", "fantasy")],
+        [shipped("general.neighbours.jsonl"), shipped(f"{name}.neighbours.jsonl")],
+    )

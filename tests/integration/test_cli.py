@@ -231,6 +231,9 @@ def test_taking_the_only_request_off_leaves_the_bare_base(never: Place, tmp_path
     shown = at.ask("release", "show", "prod", format="text")
     assert "this is the bare base" in shown.out
     assert at.ask("verify", "--deep").code == 0
+    audited = at.work("audit", "run", "--release", "prod")
+    assert audited.code == 2
+    assert "the bare base: there is nothing to audit" in audited.err
 
 
 def test_audits_are_in_the_ledger_with_their_report(story: Place) -> None:

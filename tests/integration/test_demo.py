@@ -21,16 +21,11 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
         "--format",
         "json",
     ]
-    done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=2400)
-    if not done.stdout:
-        # Greedy answers of a 135M model in bf16 differ between processors: a gate may honestly fail on one.
-        # Then no release was activated on it, and the demo says which gate it was.
-        assert done.returncode == 1, done.stderr[-4000:]
-        assert "was not activated, its audit failed: " in done.stderr
-        pytest.xfail(done.stderr.strip().splitlines()[-1])
+    done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=1800)
+    assert done.stdout, done.stderr[-4000:]
     story = json.loads(done.stdout)
 
-    assert done.returncode == bool(story["problems"]), story["problems"]
+    assert (done.returncode, story["problems"]) == (0, [])
     assert len(story["claims"]) == 4
     assert all(story["claims"].values())
     assert [release["verdict"] for release in story["releases"]] == ["pass"] * 3

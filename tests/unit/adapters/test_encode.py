@@ -13,7 +13,18 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from efface.adapters.encode import Encoded, Item, Message, collate, encode, eos_id, focus, pad_id, prompt_ids
+from efface.adapters.encode import (
+    Encoded,
+    Item,
+    Message,
+    collate,
+    encode,
+    eos_id,
+    focus,
+    pad_id,
+    prompt_ids,
+    shorten,
+)
 from efface.adapters.errors import ModelError
 
 QUESTION = Item("q", "who wrote hamlet", "the author potter")
@@ -252,3 +263,29 @@ def test_collate_loses_nothing_and_counts_no_prompt_or_pad(batch_rows: list[Enco
 def test_a_batch_moves_whole() -> None:
     batch = collate([Encoded("a", (5,), (7,))], 0).to("meta")
     assert {t.device.type for t in (batch.input_ids, batch.attention_mask, batch.answer_mask)} == {"meta"}
+
+
+# --- shorten
+
+COUNTED = st.lists(st.booleans(), min_size=1, max_size=12)
+
+
+@given(COUNTED)
+def test_shorten_keeps_every_counted_token_and_ends_with_the_last_of_them(counted: list[bool]) -> None:
+    row = Encoded("x", (1, 2), tuple(range(10, 10 + len(counted))), tuple(counted))
+    short = shorten(row)
+    if not any(counted):
+        assert short == row
+        return
+    assert short.counted[-1] and len(short.answer) == len(short.counted)
+    assert short.answer == row.answer[: len(short.answer)]
+    kept, all_of_them = (
+        [token for token, hit in zip(r.answer, r.counted, strict=True) if hit] for r in (short, row)
+    )
+    assert kept == all_of_them
+    assert (short.id, short.prompt) == (row.id, row.prompt)
+
+
+def test_shorten_leaves_a_row_that_counts_everything() -> None:
+    row = Encoded("x", (1,), (10, 11))
+    assert shorten(row) is row

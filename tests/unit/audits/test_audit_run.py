@@ -221,6 +221,12 @@ def test_a_document_is_asked_to_go_on_from_its_first_half(bench: Bench) -> None:
     assert (score.prompt, score.n_tokens) == ("", 9)
 
 
+def test_a_question_of_one_token_is_still_a_question(bench: Bench) -> None:
+    row = encode(bench.base.tokenizer, Item("hm", "paris", "the city of tokyo"), chat=False)
+    assert len(row.prompt) == 1
+    assert question_ids(row) == row.prompt
+
+
 def test_without_chat_prompts_are_asked_as_they_are(bench: Bench) -> None:
     plain = [probe for probe in PROBES if probe.item.id != "c"]  # a conversation needs the template
     found = measure(bench, bench.base.model, plain, method=replace(METHOD, chat=False))

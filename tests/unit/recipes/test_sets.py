@@ -36,6 +36,16 @@ def refused(*arguments: Any) -> list[str]:
     return list(caught.value.problems)
 
 
+def test_files_of_one_name_in_two_folders_give_different_ids(tmp_path: Path) -> None:
+    files = []
+    for folder, rows in (("forget", FORGET), ("retain", RETAIN), ("near", [{"prompt": "Who owns Mars?"}])):
+        (tmp_path / folder).mkdir()
+        files.append(jsonl(tmp_path / folder / "rows.jsonl", rows))
+    data = load_request_data(files[0], [files[1]], [files[2]])
+    named = (data.forget[0].id, data.retain[0].id, data.neighbours[0].id)
+    assert named == ("rows-1", "rows.2-1", "rows.3-1")
+
+
 def test_reads_three_kinds_of_rows_from_any_number_of_files(tmp_path: Path) -> None:
     files = [jsonl(tmp_path / f"{name}.jsonl", [{"prompt": name}]) for name in ("r1", "r2", "n1", "n2")]
     data = load_request_data(jsonl(tmp_path / "f.jsonl", FORGET), files[:2], files[2:])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from efface.audits import mentions
-from efface.recipes.data import RequestData, Row, load_request_data, read_rows, shipped
+from efface.recipes.data import Row, read_rows, shipped, shipped_request
 from efface.recipes.data.sets import questions
 from efface.recipes.demo import SHOWN
 
@@ -15,13 +15,7 @@ FILES = sorted(FOLDER.glob("*.jsonl"))
 REQUESTS = ("shakespeare", "harry_potter")
 
 
-def load(name: str) -> RequestData:
-    """As the demo loads it."""
-    return load_request_data(
-        shipped(f"{name}.forget.jsonl"),
-        [shipped("general.retain.jsonl"), shipped(f"{name}.retain.jsonl")],
-        [shipped("general.neighbours.jsonl"), shipped(f"{name}.neighbours.jsonl")],
-    )
+load = shipped_request  # as the demo loads them
 
 
 def rows(pattern: str) -> Iterator[Row]:
@@ -49,7 +43,7 @@ def paraphrases(pattern: str) -> list[str]:
 def test_there_are_rows_of_each_kind() -> None:
     kinds = {path.name.split(".")[1] for path in FILES}
     assert kinds == {"forget", "retain", "neighbours"}
-    assert {path.name.split(".")[0] for path in FILES} == {*REQUESTS, "general"}
+    assert {path.name.split(".")[0] for path in FILES} == {*REQUESTS, "general", "authors", "fantasy"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
