@@ -108,13 +108,15 @@ def train(
     settings: TrainSettings,
     *,
     pad_id: int,
+    reference: Reference | None = None,
     report_to: str = "none",
     on_step: Callable[[StepReport], None] = lambda _report: None,
 ) -> TrainResult:
     """Train the active adapter of ``model`` in place; the base stays frozen. Deterministic for a seed on CPU.
 
-    Raises :class:`TrainingError` for empty data, an unknown objective, a loss that is not finite (naming the
-    rows), or a first step whose gradients do not reach the LoRA weights.
+    ``reference``: what is known already of this model's reference policy (from an earlier round, say); the
+    rows that it lacks are asked. Raises :class:`TrainingError` for empty data, an unknown objective, a loss that
+    is not finite (naming the rows), or a first step whose gradients do not reach the LoRA weights.
     """
     if not forget or not retain:
         raise TrainingError(f"expected forget and retain rows, got {len(forget)} and {len(retain)}")
@@ -127,7 +129,7 @@ def train(
             f"expected at least one step of at least one row a side, got steps={settings.steps}, "
             f"forget_batch={settings.forget_batch}, retain_batch={settings.retain_batch}"
         )
-    reference = ask_reference(model, forget, retain, settings, pad_id=pad_id)
+    reference = ask_reference(model, forget, retain, settings, pad_id=pad_id, known=reference)
     rows = Steps(forget, retain, settings)
     started = time.monotonic()
     reports: list[StepReport] = []
@@ -162,16 +164,21 @@ def ask_reference(
     settings: TrainSettings,
     *,
     pad_id: int,
+    known: Reference | None = None,
 ) -> Reference:
-    """Run the reference policy (adapters disabled) over the rows that the losses of ``settings`` compare with."""
+    """Run the reference policy (adapters disabled) over the rows that the losses of ``settings`` compare with.
+
+    Rows in ``known`` are not run again; the result holds them too.
+    """
     model.eval()
-    sums: dict[Encoded, float] = {}
-    hidden: dict[Encoded, Tensor] = {}
+    sums, hidden = (dict(known.sums), dict(known.hidden)) if known else ({}, {})
+    asked_sums = [row for row in forget if settings.objective in NEEDS_REFERENCE and row not in sums]
+    asked_hidden = [row for row in retain if settings.retain_term == "kl" and row not in hidden]
     with disabled(model):
-        for rows in chunks(forget if settings.objective in NEEDS_REFERENCE else (), 16):
+        for rows in chunks(asked_sums, 16):
             found = answer_logprobs(model, collate(rows, pad_id).to(model.device)).sums.tolist()
             sums.update(zip(rows, found, strict=True))
-        for rows in chunks(retain if settings.retain_term == "kl" else (), 16):
+        for rows in chunks(asked_hidden, 16):
             states, _, _ = answer_hidden(model, collate(rows, pad_id).to(model.device))
             sizes = [sum(row.counted) if row.counted else len(row.answer) for row in rows]
             hidden.update(zip(rows, states.split(sizes), strict=True))

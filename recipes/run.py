@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from ..adapters import Encoded, StepReport, TrainResult, attach, detach, prompt_ids, save, train
 from ..adapters.encode import pad_id
+from ..adapters.trainer import Reference, ask_reference
 from ..audits import AuditReport, answer_rows
 from ..registry import (
     JSON,
@@ -160,8 +161,8 @@ def _rounds(
 ) -> TrainResult:
     """Train; then ask the adapted model what it was to forget, and train on what it still tells, if anything."""
     steps: list[StepReport] = []
-    seconds = 0.0
-    forget = rows.forget
+    seconds, forget, pad = 0.0, rows.forget, pad_id(bench.base.tokenizer)
+    reference: Reference | None = None
 
     def listen(step: StepReport) -> None:
         steps.append(replace(step, step=len(steps) + 1))
@@ -170,12 +171,14 @@ def _rounds(
 
     for number in range(recipe.rounds):
         settings = recipe.train_settings(number)
+        reference = ask_reference(model, forget, rows.retain, settings, pad_id=pad, known=reference)
         done = train(
             model,
             forget,
             rows.retain,
             settings,
-            pad_id=pad_id(bench.base.tokenizer),
+            pad_id=pad,
+            reference=reference,
             report_to=report_to,
             on_step=listen,
         )

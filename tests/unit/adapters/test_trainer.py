@@ -238,6 +238,26 @@ def test_the_reference_is_asked_once_and_each_step_runs_the_model_once(
     assert forwards == {False: 2, True: 4}  # forget and retain rows once under no_grad, then the steps
 
 
+def test_a_known_reference_is_not_asked_again_and_changes_nothing(
+    known: Path, forget: Rows, retain: Rows
+) -> None:
+    chosen = replace(SETTINGS, objective="npo", beta=0.3, retain_term="kl", steps=2)
+    expected = train(worn(known), forget, retain, chosen, pad_id=PAD).steps
+    model = worn(known)
+    half = ask_reference(model, forget[:1], retain[:1], chosen, pad_id=PAD)
+    whole = ask_reference(model, forget, retain, chosen, pad_id=PAD, known=half)
+    assert (set(whole.sums), set(whole.hidden)) == (set(forget), set(retain))
+    assert whole.hidden[retain[0]] is half.hidden[retain[0]]
+    assert (set(half.sums), set(half.hidden)) == (set(forget[:1]), set(retain[:1]))
+    asked: Counter[bool] = Counter()
+    decoder = model.get_base_model().model
+    decoder.register_forward_pre_hook(lambda *_: asked.update([torch.is_grad_enabled()]))  # type: ignore[operator]
+    found = train(model, forget, retain, chosen, pad_id=PAD, reference=whole).steps
+    assert asked == {True: 2}
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
 def test_rows_that_share_an_id_keep_their_own_reference(known: Path, forget: Rows, retain: Rows) -> None:
     same = tuple(replace(row, id="same") for row in forget)
     chosen = replace(SETTINGS, objective="npo", beta=0.3, steps=1)
