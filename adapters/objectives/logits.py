@@ -52,7 +52,7 @@ def undial(logits: Tensor, targets: Tensor, ref_logits: Tensor, *, beta: float =
     """UNDIAL, arXiv 2402.10052: cross-entropy to ``softmax(ref_logits - beta e_y)``, ``ref_logits`` float [N, V].
 
     beta = 0 is self-distillation: no gradient at the reference. Departure from the authors' and
-    open-unlearning's code, whose means cover prompts and padding (and there subtract beta at token V - 100).
+    open-unlearning's code, whose means cover prompts and padding; the latter subtracts beta at token V - 100 there.
     """
     check_logits(logits, targets)
     check_matrices(logits, ref_logits)
