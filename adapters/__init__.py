@@ -1,6 +1,6 @@
 """Adapters: load a base, train one unlearning LoRA on it, and add LoRAs up as files.
 
-Read `objectives.py` (the losses), `logprobs.py` and `encode.py` (what they are functions of), `trainer.py`,
+Read `objectives/` (the losses), `logprobs.py` and `encode.py` (what they are functions of), `trainer.py`,
 then `compose.py` (the exact stack) and `model.py` (bases, their precision and fingerprint).
 """
 
