@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -62,30 +63,31 @@ def demo(
 
 
 def _print(story: Story, html: Path) -> None:
-    width = None if data.is_terminal else 100
-    data.print(_answers(story.lines), width=width)
-    data.print("[dim]✓ the answer names the fact   ✗ it does not[/dim]\n")
-    data.print(_figures(story), width=width)
+    # Rich takes a pipe to be 80 wide, too little for the tables.
+    out = data if data.is_terminal else Console(width=106, soft_wrap=True, highlight=False, emoji=False)
+    out.print(_answers(story.lines))
+    out.print("[dim]✓ the answer names the fact   ✗ it does not[/dim]\n")
+    out.print(_figures(story))
     for number, done in enumerate(story.releases, 1):
         release = done.release
         digest = release.composition.digest
-        data.print(
+        out.print(
             f"\n{release.channel}@{number} {release.state:10} {digest}  {escape(release.reason)}", end=""
         )
-    data.print("\n")
+    out.print("\n")
     for claim, held in story.facts.items():
-        data.print(f"{'[green]✓[/green]' if held else '[red]✗[/red]'} {escape(claim)}")
+        out.print(f"{'[green]✓[/green]' if held else '[red]✗[/red]'} {escape(claim)}")
     for problem in story.problems:
-        data.print(f"[red]✗ {escape(problem)}[/red]")
+        out.print(f"[red]✗ {escape(problem)}[/red]")
     for request, done in zip(story.requests, story.trained, strict=True):
-        data.print(
+        out.print(
             f"\n{request}  adapter {done.adapter.digest}  trained in {done.training.seconds:.0f} s", end=""
         )
-    data.print(
+    out.print(
         "\n\nSuppressed, not erased: whoever holds the base without the adapters can ask it everything."
     )
-    data.print(f"Report: {html}\nRegistry: {html.parent / 'registry'} ({story.ledger.events} events)")
-    data.print(f"{story.seconds:.0f} s")
+    out.print(f"Report: {html}\nRegistry: {html.parent / 'registry'} ({story.ledger.events} events)")
+    out.print(f"{story.seconds:.0f} s")
 
 
 def _answers(lines: tuple[Line, ...]) -> Table:
@@ -94,7 +96,7 @@ def _answers(lines: tuple[Line, ...]) -> Table:
     table = Table(title="What the model answers", title_justify="left", show_lines=True)
     table.add_column("question")
     for column in COLUMNS:
-        table.add_column(column, min_width=18)
+        table.add_column(column, min_width=10)
     for line in lines:
         cells = [_cell(a, n) for a, n in zip(line.answers, line.names_it, strict=True)]
         table.add_row(f"[dim]{line.kind}[/dim]\n{escape(line.question)}", *cells)
@@ -115,7 +117,7 @@ def _clip(answer: str) -> str:
 def _figures(story: Story) -> Table:
     from ..audits import aggregate
 
-    table = Table(title="Audit: means over n rows, by request", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Audit: means over n rows, by request", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("rows", "composition"):
         table.add_column(column, no_wrap=True)
     for column in ("n", "names it", "prob.", "ROUGE-L", "ES", "fluency"):
