@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from .encode import Batch
 from .errors import ModelError
@@ -40,14 +41,52 @@ class AnswerLogprobs:
 def answer_hidden(model: PreTrainedModel | PeftModel, batch: Batch) -> tuple[Tensor, Tensor, Head]:
     """One forward through the decoder: hidden states [N, H] that predict the N answer tokens, their ids [N],
     and the output head that turns hidden states into logits.
+
+    Tokens that all rows begin with go through the decoder once (see :func:`shared_prefix`).
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise ModelError(f"{type(causal).__name__} has no output head: expected a causal language model")
-    hidden = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)[0]
+    hidden, start = _decode(decoder, batch)
     targets = batch.answer_mask[:, 1:]
-    return hidden[:, :-1][targets], batch.input_ids[:, 1:][targets], head
+    return hidden[:, :-1][targets[:, start:]], batch.input_ids[:, 1:][targets], head
+
+
+def shared_prefix(batch: Batch) -> int:
+    """How many tokens every row of ``batch`` begins with, at most all before the first answer's context.
+
+    A chat template with a system prompt makes them a third of a short row.
+    """
+    same = ((batch.input_ids == batch.input_ids[:1]) & batch.attention_mask.bool()).all(0)
+    # The last prompt token is needed in each row: it predicts the first answer token.
+    first_answer = int(batch.answer_mask.any(0).int().argmax())
+    return max(0, min(int(same.int().cumprod(0).sum()), first_answer - 1))
+
+
+def _decode(decoder: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Last hidden states [B, T - start, H], and ``start``: the length of the prefix they leave out.
+
+    The shared prefix is run once for all rows, and gradients come back to it from each: the function of a plain
+    forward, up to the order of floating-point sums.
+    """
+    start = shared_prefix(batch) if len(batch.input_ids) > 1 else 0
+    recomputes = getattr(decoder, "gradient_checkpointing", False) and decoder.training
+    if start >= WORTH_SHARING and not recomputes:
+        cache = decoder(input_ids=batch.input_ids[:1, :start], use_cache=True).past_key_values
+        # Recurrent models keep another kind of state: they get the plain forward.
+        if isinstance(cache, DynamicCache):
+            cache.batch_repeat_interleave(len(batch.input_ids))
+            rest = batch.input_ids[:, start:]
+            out = decoder(
+                input_ids=rest, attention_mask=batch.attention_mask, past_key_values=cache, use_cache=True
+            )
+            return out[0], start
+    return decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)[0], 0
+
+
+# A second forward has costs of its own.
+WORTH_SHARING = 8
 
 
 def answer_logprobs(model: PreTrainedModel | PeftModel, batch: Batch) -> AnswerLogprobs:

@@ -117,7 +117,9 @@ def _clip(answer: str) -> str:
 def _figures(story: Story) -> Table:
     from ..audits import aggregate
 
-    table = Table(title="Audit: means over n rows, by request", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="Audit: means over n rows, by request", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for column in ("rows", "composition"):
         table.add_column(column, no_wrap=True)
     for column in ("n", "names it", "prob.", "ROUGE-L", "ES", "fluency"):

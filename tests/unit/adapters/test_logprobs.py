@@ -12,7 +12,14 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from efface.adapters.encode import Encoded, collate
 from efface.adapters.errors import ModelError
-from efface.adapters.logprobs import answer_hidden, answer_logprobs, token_logprobs, unflatten
+from efface.adapters.logprobs import (
+    WORTH_SHARING,
+    answer_hidden,
+    answer_logprobs,
+    shared_prefix,
+    token_logprobs,
+    unflatten,
+)
 from efface.adapters.lora import attach, disabled
 
 TOKENS = st.lists(st.integers(0, 23), min_size=1, max_size=9).map(tuple)
@@ -139,3 +146,60 @@ def test_a_model_without_an_output_head_is_refused(tiny_llama: Path) -> None:
 
     with pytest.raises(ModelError, match="Headless has no output head"):
         answer_logprobs(Headless(), collate([Encoded("a", (1,), (6,))], PAD))  # type: ignore[arg-type]
+
+
+# --- the prefix that all rows share
+
+
+@st.composite
+def with_prefix(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Encoded]]:
+    prefix = draw(st.lists(st.integers(0, 23), min_size=WORTH_SHARING, max_size=14).map(tuple))
+    found = draw(st.lists(rows(), min_size=2, max_size=4))
+    return prefix, [Encoded(row.id, prefix + row.prompt, row.answer, row.counted) for row in found]
+
+
+@settings(deadline=None, max_examples=40)
+@given(with_prefix())
+def test_rows_with_a_shared_prefix_have_the_logprobs_and_gradients_of_the_full_forward(
+    model: PreTrainedModel, drawn: tuple[tuple[int, ...], list[Encoded]]
+) -> None:
+    prefix, batch = drawn
+    collated = collate(batch, PAD)
+    assert shared_prefix(collated) >= len(prefix)
+    weight = model.get_parameter("model.layers.0.self_attn.k_proj.weight")
+    (ours,) = torch.autograd.grad(answer_logprobs(model, collated).sums.sum(), weight)
+    (theirs,) = torch.autograd.grad(sum(by_hand_with_grad(model, row) for row in batch), weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        found = answer_logprobs(model, collated)
+    for i, row in enumerate(batch):
+        torch.testing.assert_close(found.logps[i, : found.lengths[i]], by_hand(model, row), **close)
+
+
+def by_hand_with_grad(model: PreTrainedModel, row: Encoded) -> torch.Tensor:
+    ids = torch.tensor([row.prompt + row.answer])
+    logps = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].log_softmax(-1)
+    picked = logps.gather(-1, torch.tensor(row.answer)[:, None]).squeeze(-1)
+    return (picked[torch.tensor(row.counted)] if row.counted else picked).sum()
+
+
+def test_a_shared_prefix_is_run_once(model: PreTrainedModel) -> None:
+    prefix = tuple(range(1, 13))
+    batch = collate([Encoded("a", (*prefix, 20), (5, 6)), Encoded("b", (*prefix, 21), (7,))], PAD)
+    assert shared_prefix(batch) == 12
+    seen: list[tuple[int, ...]] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    answer_logprobs(model, batch)
+    answer_logprobs(model, collate([Encoded("a", (*prefix, 20), (5, 6))], PAD))
+    hook.remove()
+    assert seen == [(1, 12), (2, 3), (1, 15)]
+
+
+def test_the_last_prompt_token_is_never_in_the_prefix() -> None:
+    same = [Encoded(name, (1, 2, 3), (4, 5)) for name in "ab"]
+    assert shared_prefix(collate(same, PAD)) == 2
+    assert shared_prefix(collate([Encoded("a", (1,), (4,)), Encoded("b", (2,), (4,))], PAD)) == 0
+    # Padding is not shared, whatever its id.
+    assert shared_prefix(collate([Encoded("a", (1, PAD), (4,)), Encoded("b", (1,), (PAD,))], PAD)) == 0
