@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -76,15 +77,19 @@ def _contiguous_head(model: PreTrainedModel | PeftModel) -> Generator[None]:
     `generate` slices the last position out of [B, T, H]. For such a view torch's matmul copies the head's
     weights once per row: 7 GB at 128 rows and 49k tokens, two thirds of the time on a CPU (docs/LOG.md).
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]))
+    hook = head.register_forward_pre_hook(_contiguous_input)
     try:
         yield
     finally:
         hook.remove()
+
+
+def _contiguous_input(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 def _until(ids: list[int], eos: int | None) -> tuple[int, ...]:
