@@ -88,12 +88,20 @@ def _as_a_process(arguments: Sequence[object]) -> Iterator[None]:
         yield
 
 
+# `python -m efface.cli` for a shell that starts tests in the background: it has them ignore SIGINT.
+_WITH_INTERRUPTS = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("efface.cli", run_name="__main__", alter_sys=True)
+"""
+
+
 def stopped(stop: int, phase: str, after: float, *arguments: object, scratch: Path) -> tuple[int, list[str]]:
     """Start the command as a process and send it `stop` `after` seconds into a phase that it names on stderr.
 
     Returns how it ended and every line it wrote there. `scratch` takes the temporary files it may leave.
     """
-    command = [sys.executable, "-m", "efface.cli", *map(str, arguments)]
+    command = [sys.executable, "-c", _WITH_INTERRUPTS, *map(str, arguments)]
     environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
