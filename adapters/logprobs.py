@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .encode import Batch
 from .errors import ModelError
@@ -73,9 +74,9 @@ def _decode(decoder: Any, batch: Batch) -> tuple[Tensor, int]:
     start = shared_prefix(batch) if len(batch.input_ids) > 1 else 0
     recomputes = getattr(decoder, "gradient_checkpointing", False) and decoder.training
     if start >= WORTH_SHARING and not recomputes:
-        cache = decoder(input_ids=batch.input_ids[:1, :start], use_cache=True).past_key_values
-        # Recurrent models keep another kind of state: they get the plain forward.
-        if isinstance(cache, DynamicCache):
+        prefix = decoder(input_ids=batch.input_ids[:1, :start], use_cache=True)
+        cache = getattr(prefix, "past_key_values", None)
+        if _repeatable(cache, start):
             cache.batch_repeat_interleave(len(batch.input_ids))
             rest = batch.input_ids[:, start:]
             out = decoder(
@@ -83,6 +84,17 @@ def _decode(decoder: Any, batch: Batch) -> tuple[Tensor, int]:
             )
             return out[0], start
     return decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)[0], 0
+
+
+def _repeatable(cache: Any, length: int) -> TypeGuard[DynamicCache]:
+    """Whether ``cache`` is keys and values of ``length`` tokens and nothing else: recurrent and hybrid models keep
+    states that cannot be repeated for more rows. They get the plain forward."""
+    return (
+        type(cache) is DynamicCache
+        and bool(cache.layers)
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and cache.get_seq_length() == length
+    )
 
 
 # A second forward has costs of its own.

@@ -172,8 +172,13 @@ def ask_reference(
     """
     model.eval()
     sums, hidden = (dict(known.sums), dict(known.hidden)) if known else ({}, {})
-    asked_sums = [row for row in forget if settings.objective in NEEDS_REFERENCE and row not in sums]
-    asked_hidden = [row for row in retain if settings.retain_term == "kl" and row not in hidden]
+    # Rows come several times where a leak is repeated.
+    asked_sums = [
+        row for row in dict.fromkeys(forget) if settings.objective in NEEDS_REFERENCE and row not in sums
+    ]
+    asked_hidden = [
+        row for row in dict.fromkeys(retain) if settings.retain_term == "kl" and row not in hidden
+    ]
     with disabled(model):
         for rows in chunks(asked_sums, 16):
             found = answer_logprobs(model, collate(rows, pad_id).to(model.device)).sums.tolist()
@@ -208,7 +213,7 @@ class Steps(Dataset[Step]):
 
 
 class UnlearnTrainer(Trainer):
-    """`transformers.Trainer` whose loss is ``gamma * forget(model, reference) + alpha * retain_nll``."""
+    """`transformers.Trainer` whose loss is ``gamma * forget + alpha * retain``."""
 
     def plan(
         self,

@@ -3,6 +3,7 @@
 The caller selects the positions (as ``logprobs.answer_hidden`` does): prompts and padding never get here, and
 a target of -100 is an error. p = softmax(logits), y = the target, sg = no gradient. Each returns the mean over
 positions, a scalar float32 (float64 for float64 logits), and keeps one [N, V] buffer in the logits' dtype.
+Logits must be finite: a head that masks tokens with -inf gives NaN.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def ce_u(logits: Tensor, targets: Tensor) -> Tensor:
     """CE-U, arXiv 2503.01224: cross-entropy to ``sg softmax(logits with logit y = -inf)``.
 
     Distils the model into itself without the target; the gradient ``p - q`` is at most 1 a logit and vanishes
-    with p_y. The paper leaves out each answer's first token: select with :func:`skip_first`.
+    with p_y. The paper leaves out each answer's first token: select with
+    ``skip_first(mask)[mask]``.
     """
     check_logits(logits, targets)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .checks import check_mask, check_matrices
+from .checks import check_matrices, counted
 from .fused import mean_over_rows
 
 
 def retain_nll(logps: Tensor, mask: Tensor) -> Tensor:
     """Mean negative log-likelihood over the retain answers' tokens (GradDiff's retain term, arXiv 2401.06121).
 
-    ``logps`` float [B, A] and ``mask`` bool [B, A]; positions outside the mask never count. Scalar.
+    ``logps`` float [B, A] and ``mask`` bool [B, A]; positions outside the mask never count. A
+    scalar, float32 or wider.
     """
-    check_mask(logps, mask)
-    return -logps.masked_fill(~mask, 0.0).sum() / mask.sum()
+    return -counted(logps, mask).mean()
 
 
 def retain_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The rows that ship: they say what they are to be used for, and no wording leaks from one side to another."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,8 +96,13 @@ def test_each_paraphrase_is_worded_once() -> None:
 
 
 def test_no_neighbour_is_trained_on() -> None:
-    trained = asked("*.retain.jsonl") | asked("*.forget.jsonl")
-    assert sorted(asked("*.neighbours.jsonl") & trained) == []
+    trained = letters(asked("*.retain.jsonl") | asked("*.forget.jsonl"))
+    assert sorted(letters(asked("*.neighbours.jsonl")) & trained) == []
+
+
+def letters(texts: set[str]) -> set[str]:
+    """Moby-Dick is Moby Dick."""
+    return {" ".join(re.findall(r"\w+", text)) for text in texts}
 
 
 def test_kept_rows_name_their_own_keyword_and_no_forgotten_one() -> None:
