@@ -31,6 +31,9 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
     assert [release["verdict"] for release in story["releases"]] == ["pass"] * 3
     assert len({release["composition"] for release in story["releases"]}) == 3
 
+    assert [f["composition"] for f in story["figures"]][:1] == ["base"]
+    assert {f["composition"] for f in story["figures"]} == {"base", "+1", "+1+2", "rolled back"}
+
     by_kind = {}
     for line in story["answers"]:
         by_kind.setdefault(line["kind"], []).append(line["names_it"])
