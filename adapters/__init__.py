@@ -4,12 +4,14 @@ Read `objectives/` (the losses), `logprobs.py` and `encode.py` (what they are fu
 then `compose.py` (the exact stack) and `model.py` (bases, their precision and fingerprint).
 """
 
+from .checkpoint import Checkpoints
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
 from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids, shorten
 from .errors import (
     AdapterError,
     BaseMismatch,
     CompositionError,
+    Interrupted,
     InvalidAdapter,
     ModelError,
     ObjectiveError,
@@ -21,12 +23,17 @@ from .generate import greedy
 from .logprobs import AnswerLogprobs, answer_logprobs, token_logprobs
 from .lora import attach, detach, disabled, load, save
 from .model import QUANTIZATIONS, Base, Fingerprint, Quantization, load_base, state_digest
-from .objectives import npo, retain_nll, simnpo
+from .objectives import OBJECTIVES, npo, retain_nll, simnpo
 from .peft_config import AdapterConfig
+from .probing import ProbeReport
+from .reference import ReferenceCache
+from .settings import Constraint, StopRules, TrainSettings
 from .tensors import digest_bytes, digest_file
-from .trainer import StepReport, TrainResult, TrainSettings, train
+from .trainer import TrainResult, train
+from .watch import StepReport
 
 __all__ = [
+    "OBJECTIVES",
     "QUANTIZATIONS",
     "AdapterConfig",
     "AdapterError",
@@ -35,10 +42,13 @@ __all__ = [
     "Base",
     "BaseMismatch",
     "Batch",
+    "Checkpoints",
     "Composed",
     "CompositionError",
+    "Constraint",
     "Encoded",
     "Fingerprint",
+    "Interrupted",
     "InvalidAdapter",
     "Item",
     "LoraModule",
@@ -46,9 +56,12 @@ __all__ = [
     "ModelError",
     "ObjectiveError",
     "Part",
+    "ProbeReport",
     "Quantization",
+    "ReferenceCache",
     "Stack",
     "StepReport",
+    "StopRules",
     "TrainResult",
     "TrainSettings",
     "TrainingError",

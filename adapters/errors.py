@@ -7,7 +7,11 @@ AdapterError
 ├── ModelError       a base model or tokenizer that is absent, broken or unsuitable
 ├── TrainingError    a run that cannot start or must not go on
 └── ObjectiveError   a loss called with arguments that make no sense
+
+`Interrupted` is a KeyboardInterrupt: Ctrl-C, with a checkpoint to go on from.
 """
+
+from pathlib import Path
 
 
 class AdapterError(Exception):
@@ -36,3 +40,11 @@ class TrainingError(AdapterError):
 
 class ObjectiveError(AdapterError):
     """A loss called with arguments that make no sense."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a training run after a whole step; its checkpoint is in ``folder``."""
+
+    def __init__(self, step: int, folder: Path) -> None:
+        super().__init__(f"interrupted after step {step}; go on with --resume")
+        self.step, self.folder = step, folder

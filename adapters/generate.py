@@ -33,23 +33,31 @@ def greedy(
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for i, answer in zip(
-            rows, _generate(model, tokenizer, [prompts[i] for i in rows], max_new_tokens), strict=True
-        ):
+        found = continuations(
+            model,
+            [prompts[i] for i in rows],
+            pad_id=pad_id(tokenizer),
+            eos_id=eos_id(tokenizer),
+            max_new_tokens=max_new_tokens,
+        )
+        for i, answer in zip(rows, found, strict=True):
             answers[i] = answer
         on_batch(len(rows))
     return answers
 
 
-def _generate(
+@torch.no_grad()
+def continuations(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    eos_id: int | None,
     max_new_tokens: int,
 ) -> list[tuple[int, ...]]:
+    """`greedy` for one batch, by token ids alone."""
     width = max(len(prompt) for prompt in prompts)
-    pad, eos = pad_id(tokenizer), eos_id(tokenizer)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
     attention = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
@@ -64,10 +72,10 @@ def _generate(
             temperature=None,
             top_p=None,
             top_k=None,
-            pad_token_id=pad,
-            eos_token_id=eos,
+            pad_token_id=pad_id,
+            eos_token_id=eos_id,
         )
-    return [_until(row, eos) for row in out[:, width:].tolist()]
+    return [_until(row, eos_id) for row in out[:, width:].tolist()]
 
 
 @contextmanager

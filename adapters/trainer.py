@@ -1,104 +1,55 @@
 """Train one unlearning adapter: a thin :class:`transformers.Trainer` around our pure losses.
 
-Each step sees ``forget_batch`` forget rows and ``retain_batch`` retain rows in one forward. The reference policy is the
-same model with its adapters disabled; its log-probabilities are computed once, before the first step.
+Each step sees ``forget_batch`` forget rows and ``retain_batch`` retain rows in one forward (`steps.py` deals them,
+`answers.py` runs them, `losses.py` weighs them). The reference policy is the same model with the adapter in training
+switched off, asked once, before the first step (`reference.py`). `probing.py` has the stop rules, `checkpoint.py`
+what a run resumes from, `watch.py` what happens between steps.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .encode import Batch, Encoded, collate
-from .errors import TrainingError
-from .logprobs import AnswerLogprobs, answer_hidden, answer_logprobs, token_logprobs, unflatten
-from .lora import disabled
-from .objectives import npo, retain_kl, retain_nll, simnpo
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """Everything that decides the weights besides data and base. The loss is ``gamma*forget + alpha*retain``."""
-
-    objective: str = "simnpo"
-    retain_term: str = "nll"
-    beta: float = 2.5
-    delta: float = 0.0
-    gamma: float = 1.0
-    alpha: float = 1.0
-    learning_rate: float = 5e-4
-    warmup_steps: int = 0
-    steps: int = 40
-    forget_batch: int = 8
-    retain_batch: int = 8
-    max_grad_norm: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One optimisation step as it was measured on its own batch, before the update.
-
-    ``forget_probability`` and ``retain_probability`` are exp(mean answer log-probability), averaged over rows.
-    """
-
-    step: int
-    loss: float
-    forget_loss: float
-    retain_loss: float
-    forget_probability: float
-    retain_probability: float
+from .answers import answers
+from .checkpoint import WEIGHTS, Checkpoints, clear, newest, put_weights, read_tensors, write_weights
+from .encode import Encoded
+from .errors import Interrupted, TrainingError
+from .finished import finish, finished
+from .losses import losses
+from .objectives import Dual
+from .probing import Prober, ProbeReport, Stopped
+from .reference import ReferenceCache, ask_reference, chunks
+from .settings import TrainSettings, check_settings
+from .steps import Alternates, Rows, Step, Steps, counted_tokens
+from .watch import Guard, Run, StepReport, Watch, interruptible
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a finished run leaves behind besides the weights in the model."""
+    """What a run leaves behind besides the weights in the model.
+
+    ``stopped``: why it ended; ``kept``: the step whose weights the model has (0: as before); ``probes``: what
+    the stop rules saw, first before training. ``seconds``: of this process, reference and probes included.
+    """
 
     steps: tuple[StepReport, ...]
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The rows of one optimisation step."""
-
-    forget: tuple[Encoded, ...]
-    retain: tuple[Encoded, ...]
-
-
-ForgetLoss = Callable[[TrainSettings, AnswerLogprobs, Tensor], Tensor]
-"""(settings, forget rows under the model, reference sums [B]) -> scalar."""
-
-FORGET_LOSSES: dict[str, ForgetLoss] = {
-    "simnpo": lambda s, rows, _ref: simnpo(rows.sums, rows.lengths, beta=s.beta, delta=s.delta),
-    "npo": lambda s, rows, ref: npo(rows.sums, ref, beta=s.beta),
-}
-NEEDS_REFERENCE = frozenset({"npo"})
-RETAIN_TERMS = ("nll", "kl")
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The reference policy, asked once before training; empty where the losses do not need it.
-
-    ``sums``: sequence log-probability of each forget row. ``hidden``: last hidden states [|y|, H] of each
-    retain row; the base's output head is frozen, so they stand for its logits at a hundredth of the size.
-    """
-
-    sums: Mapping[Encoded, float]
-    hidden: Mapping[Encoded, Tensor]
+    stopped: Stopped = "steps"
+    kept: int = 0
+    probes: tuple[ProbeReport, ...] = ()
 
 
 def train(
@@ -108,203 +59,238 @@ def train(
     settings: TrainSettings,
     *,
     pad_id: int,
-    reference: Reference | None = None,
+    eos_id: int | None = None,
+    alternates: Alternates | None = None,
+    cache: ReferenceCache | None = None,
+    checkpoints: Checkpoints | None = None,
     report_to: str = "none",
+    callbacks: Sequence[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda _report: None,
 ) -> TrainResult:
-    """Train the active adapter of ``model`` in place; the base stays frozen. Deterministic for a seed on CPU.
+    """Train the adapter that `attach` put on ``model``, in place; all else stays frozen. Deterministic for a seed
+    on a CPU, also when it was interrupted and resumed.
 
-    ``reference``: what is known already of this model's reference policy (from an earlier round, say); the
-    rows that it lacks are asked. Raises :class:`TrainingError` for empty data, an unknown objective, a loss that
-    is not finite (naming the rows), or a first step whose gradients do not reach the LoRA weights.
+    ``alternates``: other answers to each forget row, for the objectives that prefer one. ``cache``: what this
+    model's reference policy was asked before. ``callbacks``: any of transformers'; ``on_step`` hears each step
+    as it happens.
+
+    Raises :class:`TrainingError` for data or settings that cannot be meant, before anything changes; for a loss
+    or gradient that is not finite (naming the rows; the newest checkpoint is good), a first step whose gradients
+    do not reach the LoRA weights, no step within the budgets of the stop rules, and too little memory.
+    :class:`Interrupted`, a KeyboardInterrupt, after Ctrl-C, when a checkpoint is written.
     """
-    if not forget or not retain:
-        raise TrainingError(f"expected forget and retain rows, got {len(forget)} and {len(retain)}")
-    if settings.objective not in FORGET_LOSSES:
-        raise TrainingError(f"unknown objective {settings.objective!r}: {', '.join(FORGET_LOSSES)} exist")
-    if settings.retain_term not in RETAIN_TERMS:
-        raise TrainingError(f"unknown retain term {settings.retain_term!r}: {', '.join(RETAIN_TERMS)} exist")
-    if min(settings.steps, settings.forget_batch, settings.retain_batch) < 1:
-        raise TrainingError(
-            f"expected at least one step of at least one row a side, got steps={settings.steps}, "
-            f"forget_batch={settings.forget_batch}, retain_batch={settings.retain_batch}"
-        )
-    reference = ask_reference(model, forget, retain, settings, pad_id=pad_id, known=reference)
-    rows = Steps(forget, retain, settings)
+    check_settings(settings)
+    _check_tracker(report_to)
+    _check_rows(forget, retain, alternates, settings)
+    rows, others = _skipped(forget, alternates if settings.needs_alternates else None, settings.skip_first)
+    steps = Steps(rows, retain, settings, others)
     started = time.monotonic()
-    reports: list[StepReport] = []
-
-    def keep(report: StepReport) -> None:
-        reports.append(report)
-        on_step(report)
-
-    with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch:
+    if checkpoints is not None:
+        if not checkpoints.resume:
+            clear(checkpoints)
+        elif (done := finished(model, checkpoints)) is not None:
+            return TrainResult(*done)
+    with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch, _checkpointing(model, settings):
+        folder = checkpoints.folder if checkpoints else Path(scratch)
+        run = _prepare(model, steps, settings, pad_id, eos_id, cache, checkpoints)
         trainer = UnlearnTrainer(
             model=model,
-            args=_arguments(settings, scratch, report_to),
-            train_dataset=rows,
-            data_collator=lambda steps: {"step": steps[0]},
-            callbacks=[GradientsReachAdapter()],
+            args=_arguments(settings, folder, report_to, checkpoints),
+            train_dataset=steps,
+            data_collator=lambda items: {"step": items[0]},
+            callbacks=[Guard(run), Watch(run, on_step), *callbacks],
         )
-        trainer.plan(settings, reference, pad_id, keep)
+        trainer.plan(run)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        resumed = newest(checkpoints) if checkpoints and checkpoints.resume else None
         try:
-            trainer.train()
+            with interruptible(run), _memory_named(settings):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         finally:
             model.eval()
-    return TrainResult(tuple(reports), time.monotonic() - started)
-
-
-@torch.no_grad()
-def ask_reference(
-    model: PeftModel,
-    forget: Sequence[Encoded],
-    retain: Sequence[Encoded],
-    settings: TrainSettings,
-    *,
-    pad_id: int,
-    known: Reference | None = None,
-) -> Reference:
-    """Run the reference policy (adapters disabled) over the rows that the losses of ``settings`` compare with.
-
-    Rows in ``known`` are not run again; the result holds them too.
-    """
-    model.eval()
-    sums, hidden = (dict(known.sums), dict(known.hidden)) if known else ({}, {})
-    # Rows come several times where a leak is repeated.
-    asked_sums = [
-        row for row in dict.fromkeys(forget) if settings.objective in NEEDS_REFERENCE and row not in sums
-    ]
-    asked_hidden = [
-        row for row in dict.fromkeys(retain) if settings.retain_term == "kl" and row not in hidden
-    ]
-    with disabled(model):
-        for rows in chunks(asked_sums, 16):
-            found = answer_logprobs(model, collate(rows, pad_id).to(model.device)).sums.tolist()
-            sums.update(zip(rows, found, strict=True))
-        for rows in chunks(asked_hidden, 16):
-            states, _, _ = answer_hidden(model, collate(rows, pad_id).to(model.device))
-            sizes = [sum(row.counted) if row.counted else len(row.answer) for row in rows]
-            hidden.update(zip(rows, states.split(sizes), strict=True))
-    return Reference(sums, hidden)
-
-
-def chunks(rows: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
-    """Consecutive slices of ``rows`` of at most ``size``."""
-    return (rows[i : i + size] for i in range(0, len(rows), size))
-
-
-class Steps(Dataset[Step]):
-    """The rows of each step, dealt in advance: both sides are reshuffled whenever they run out."""
-
-    def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], settings: TrainSettings) -> None:
-        draw = torch.Generator().manual_seed(settings.seed)
-        forget_hands = _deal(forget, settings.steps, settings.forget_batch, draw)
-        retain_hands = _deal(retain, settings.steps, settings.retain_batch, draw)
-        self._steps = [Step(f, r) for f, r in zip(forget_hands, retain_hands, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, index: int) -> Step:
-        """The rows of step ``index``."""
-        return self._steps[index]
+    if run.interrupted:
+        raise Interrupted(len(run.reports), folder)
+    kept = run.restore_best(model)
+    result = TrainResult(tuple(run.reports), time.monotonic() - started, run.stopped, kept, tuple(run.probes))
+    if checkpoints is not None:
+        finish(model, checkpoints, result.steps, result.seconds, result.stopped, kept, result.probes)
+    return result
 
 
 class UnlearnTrainer(Trainer):
-    """`transformers.Trainer` whose loss is ``gamma * forget + alpha * retain``."""
+    """`transformers.Trainer` with our loss, and checkpoints of the adapter in training alone."""
 
-    def plan(
-        self,
-        settings: TrainSettings,
-        reference: Reference,
-        pad_id: int,
-        on_step: Callable[[StepReport], None],
-    ) -> None:
+    def plan(self, run: Run) -> None:
         """Give the trainer what `compute_loss` needs; call it once, before `train`."""
-        self._settings, self._reference, self._pad_id, self._on_step = settings, reference, pad_id, on_step
+        self._run = run
         # Our loss is a mean over the batch already: accumulation must average it, not renormalise by tokens.
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: Any, inputs: dict[str, Step], **_: object
     ) -> Tensor:
-        """One forward over forget and retain rows together, then the pure losses."""
-        forget, retain = inputs["step"].forget, inputs["step"].retain
-        batch: Batch = collate([*forget, *retain], self._pad_id).to(self.args.device)
-        hidden, targets, head = answer_hidden(model, batch)
-        lengths, half = batch.answer_mask.sum(-1), len(forget)
-        cut = int(lengths[:half].sum())
-        f = unflatten(token_logprobs(head(hidden[:cut]), targets[:cut]), lengths[:half])
-        retain_logits = head(hidden[cut:])
-        ref = torch.tensor([self._reference.sums.get(row, math.nan) for row in forget], device=hidden.device)
-        s = self._settings
-        forget_loss = FORGET_LOSSES[s.objective](s, f, ref)
-        # With KL the log-probabilities of retain rows are reported only: no gradient, no second softmax kept.
-        with torch.set_grad_enabled(s.retain_term == "nll"):
-            r = unflatten(token_logprobs(retain_logits, targets[cut:]), lengths[half:])
-        if s.retain_term == "kl":
-            frozen = head.base_layer if isinstance(head, LoraLayer) else head
-            theirs = frozen(torch.cat([self._reference.hidden[row] for row in retain]))
-            retain_loss = retain_kl(retain_logits, theirs)
-        else:
-            retain_loss = retain_nll(r.logps, r.mask)
-        loss = s.gamma * forget_loss + s.alpha * retain_loss
-        step = self.state.global_step + 1
-        if not torch.isfinite(loss):
-            names = ", ".join(row.id for row in (*forget, *retain))
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step}: lower the learning rate, or look at {names}"
-            )
-        self._on_step(
-            StepReport(
-                step, loss.item(), forget_loss.item(), retain_loss.item(), _probability(f), _probability(r)
-            )
+        """One forward over forget, alternate and retain rows together, then the pure losses."""
+        step, run = inputs["step"], self._run
+        found = losses(
+            answers(model, [*step.forget, *step.alternates, *step.retain], run.pad_id, layer=run.layer),
+            step,
+            run.reference,
+            run.settings,
+            run.dual,
         )
-        return loss
+        run.measured(step, found, self.state.global_step + 1)
+        return found.total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trackers see the parts of the loss too."""
+        if "loss" in logs and self._run.reports:
+            shown = asdict(self._run.reports[-1])
+            logs |= {key: value for key, value in shown.items() if key not in ("step", "loss")}
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(self._run.model, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        path = Path(resume_from_checkpoint)
+        put_weights(self._run.model, read_tensors(path / WEIGHTS))
+        self._run.restore(path)
 
 
-class GradientsReachAdapter(TrainerCallback):
-    """Fails a run by its first step when no gradient reaches the LoRA weights (it would silently do nothing)."""
+def _prepare(
+    model: PeftModel,
+    steps: Steps,
+    settings: TrainSettings,
+    pad_id: int,
+    eos_id: int | None,
+    cache: ReferenceCache | None,
+    checkpoints: Checkpoints | None,
+) -> Run:
+    with _memory_named(settings):
+        reference = ask_reference(model, steps, settings, pad_id=pad_id, cache=cache)
+        dual = _dual(model, steps, settings, pad_id)
+        rules = settings.stop
+        prober = Prober.of(steps.forget, steps.retain, rules, pad_id, eos_id) if rules else None
+        probes = [prober.look(model, 0)] if prober else []
+    return Run(model, settings, reference, pad_id, dual, prober, checkpoints, probes=probes)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Look at the gradients of every lora_B (lora_A's are zero while B is)."""
-        if state.global_step > 0:
-            return
-        grads = [p.grad for name, p in kwargs["model"].named_parameters() if "lora_B" in name]
-        if not any(g is not None and bool(g.abs().sum() > 0) for g in grads):
+
+def _check_tracker(report_to: str) -> None:
+    try:
+        trackers = get_reporting_integration_callbacks([] if report_to == "none" else [report_to])
+    except ValueError as error:
+        raise TrainingError(f"report_to {report_to!r}: expected none or a tracker: {error}") from None
+    for tracker in trackers:
+        try:
+            tracker()
+        except (ImportError, RuntimeError) as error:
+            raise TrainingError(f"report_to {report_to!r} cannot be used here: {error}") from None
+
+
+def _check_rows(
+    forget: Sequence[Encoded],
+    retain: Sequence[Encoded],
+    alternates: Alternates | None,
+    settings: TrainSettings,
+) -> None:
+    if not forget or (settings.reads_retain and not retain):
+        raise TrainingError(f"expected forget and retain rows, got {len(forget)} and {len(retain)}")
+    if settings.needs_alternates:
+        lacking = [row.id for row in forget if not (alternates or {}).get(row)]
+        if lacking:
             raise TrainingError(
-                "no gradient reached the LoRA weights in the first step: the run would change nothing. "
-                "Check the target modules, and enable_input_require_grads with gradient checkpointing"
+                f"{settings.objective} prefers another answer, and {len(lacking)} of {len(forget)} forget rows have "
+                f"none: give `chosen` to {', '.join(lacking[:10])}{' …' if len(lacking) > 10 else ''}"
             )
 
 
-def _probability(rows: AnswerLogprobs) -> float:
-    return float((rows.sums.detach() / rows.lengths).exp().mean())
+def _skipped(
+    forget: Sequence[Encoded], alternates: Alternates | None, count: int
+) -> tuple[Rows, Alternates | None]:
+    """Forget rows without the first ``count`` tokens they count; a row that counts no more than those keeps them."""
+    if not count:
+        return tuple(forget), alternates
+    found: dict[Encoded, Encoded] = {}
+    for row in forget:
+        counted = list(row.counted) or [True] * len(row.answer)
+        first = [i for i, is_counted in enumerate(counted) if is_counted][:count]
+        if counted_tokens([row]) > count:
+            counted = [is_counted and i not in first for i, is_counted in enumerate(counted)]
+        found[row] = replace(row, counted=tuple(counted))
+    others = None if alternates is None else {new: alternates[row] for row, new in found.items()}
+    return tuple(found[row] for row in forget), others
 
 
-def _deal(rows: Sequence[Encoded], hands: int, size: int, draw: torch.Generator) -> list[tuple[Encoded, ...]]:
-    dealt: list[Encoded] = []
-    while len(dealt) < hands * size:
-        dealt += [rows[i] for i in torch.randperm(len(rows), generator=draw).tolist()]
-    return [tuple(dealt[i * size : (i + 1) * size]) for i in range(hands)]
+@torch.no_grad()
+def _dual(model: PeftModel, steps: Steps, settings: TrainSettings, pad_id: int) -> Dual | None:
+    """The constraint's state before training: epsilon from the retain NLL as it is."""
+    constraint = settings.constraint
+    if constraint is None:
+        return None
+    total, tokens = 0.0, 0
+    model.eval()
+    for rows in chunks(steps.retain, 16):
+        found = answers(model, rows, pad_id).logps
+        total, tokens = total - float(found.sums.sum()), tokens + int(found.lengths.sum())
+    return Dual(constraint.weight, constraint.slack * total / tokens, constraint.step)
 
 
-def _arguments(settings: TrainSettings, scratch: str, report_to: str) -> TrainingArguments:
+@contextmanager
+def _checkpointing(model: PeftModel, settings: TrainSettings) -> Generator[None]:
+    """Activation checkpointing for as long as the block runs. Not re-entrant: that kind needs inputs that require
+    gradients, and silently gives none to LoRA weights without them."""
+    if not settings.gradient_checkpointing:
+        yield
+        return
+    base: Any = model.get_base_model()
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        base.activation_checkpointing_disable()
+
+
+@contextmanager
+def _memory_named(settings: TrainSettings) -> Generator[None]:
+    """Too little memory is the user's to put right: say with what."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in str(error):
+            raise
+        smaller = "" if settings.gradient_checkpointing else ", set gradient_checkpointing=true"
+        raise TrainingError(
+            f"out of memory with {settings.forget_batch} forget and {settings.retain_batch} retain rows a forward: "
+            f"lower forget_batch and retain_batch and raise accumulation{smaller}, lower max_length, or take "
+            f"quantization nf4 ({str(error).splitlines()[0] if str(error) else 'no memory left'})"
+        ) from error
+
+
+def _arguments(
+    settings: TrainSettings, folder: Path, report_to: str, checkpoints: Checkpoints | None
+) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=scratch,
+        output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.schedule,
+        optim=settings.optimizer,
         seed=settings.seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        save_strategy="no",
+        save_strategy="no" if checkpoints is None else "steps",
+        save_steps=checkpoints.every if checkpoints else 500,
+        save_total_limit=2,
         logging_strategy="no" if report_to == "none" else "steps",
         logging_steps=1,
         report_to=report_to,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..registry import Registry, get_request
+from ..registry import Registry, active_release, get_request
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -38,6 +38,13 @@ def unlearn(
     report_to: Annotated[
         str, typer.Option("--report-to", help="A transformers tracker, such as wandb.")
     ] = "none",
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="CHANNEL", help="Train on top of what this channel serves now."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints of an interrupted run.")
+    ] = False,
     registry: RegistryOption = DEFAULT_REGISTRY,
     actor: ActorOption = DEFAULT_ACTOR,
     format: FormatOption = Format.text,
@@ -53,9 +60,20 @@ def unlearn(
     chosen = load_recipe(recipe, overrides)
     with Registry.open(registry) as reg, progress() as bars:
         get_request(reg, request_id)
+        below = active_release(reg, on).composition if on else None
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
-        done = train_request(reg, request_id, bench, chosen, actor=actor, report_to=report_to, progress=bars)
+        done = train_request(
+            reg,
+            request_id,
+            bench,
+            chosen,
+            actor=actor,
+            on=below,
+            resume=resume,
+            report_to=report_to,
+            progress=bars,
+        )
     write_reports(done.report, html, json, reveal)
     record = {
         "adapter": done.adapter.digest,
@@ -65,6 +83,7 @@ def unlearn(
         "verdict": done.audit.verdict,
         "findings": [finding.to_json() for finding in done.report.findings],
         "seconds": round(done.training.seconds, 1),
+        "stopped": [result.stopped for result in done.rounds],
     }
     talk.print(findings_text(done.report), soft_wrap=True)
     emit(record, format, done.adapter.digest)

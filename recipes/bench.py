@@ -15,6 +15,7 @@ from ..adapters import (
     Base,
     BaseMismatch,
     Encoded,
+    ReferenceCache,
     detach,
     encode,
     load,
@@ -36,13 +37,15 @@ class Bench:
     """A loaded base and how rows are measured on it, with what it has measured so far.
 
     ``answers`` (greedy, by composition and prompt) and ``scores`` (by composition and row) are reused only for
-    the same composition digest, which covers base, precision, adapters and weights.
+    the same composition digest, which covers base, precision, adapters and weights. ``references``: what training
+    asked of its reference policy, by the same digest.
     """
 
     base: Base
     method: Method
     answers: dict[tuple[str, Ids], Ids] = field(default_factory=dict)
     scores: dict[tuple[str, Encoded, tuple[str, ...]], RowScore] = field(default_factory=dict)
+    references: dict[str, ReferenceCache] = field(default_factory=dict)
 
     @property
     def bare(self) -> Composition:

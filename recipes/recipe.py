@@ -12,18 +12,66 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from ..adapters.errors import TrainingError
+from ..adapters.lora import Initialisation
 from ..adapters.model import Quantization
-from ..adapters.trainer import TrainSettings
+from ..adapters.objectives import OBJECTIVES
+from ..adapters.settings import (
+    FORGET_OBJECTIVES,
+    Constraint,
+    Optimizer,
+    RetainTerm,
+    Schedule,
+    StopRules,
+    TrainSettings,
+    check_settings,
+    unknown,
+)
 from ..audits.gates import Thresholds
 from ..audits.run import Method
 from .errors import InvalidRecipe
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 # PyYAML lets a date such as 2026-99-99 and endless brackets through as these.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class Bound(BaseModel):
+    """`efface.adapters.Constraint`, checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slack: Positive = 1.1
+    weight: Weight = 50.0
+    step: Positive = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class Stop(BaseModel):
+    """`efface.adapters.StopRules`, checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: Count = 5
+    rows: Count = 32
+    forget_probability: Share | None = None
+    extraction_strength: Share | None = None
+    retain_drop: Share | None = 0.1
+    distinct: Share | None = 0.5
+    patience: Count = 2
 
 
 class Recipe(BaseModel):
@@ -32,15 +80,25 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
-    objective: Literal["simnpo", "npo"] = "simnpo"
-    retain_term: Literal["nll", "kl"] = "nll"
-    beta: Positive = 2.5
-    delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    objective: str = Field("simnpo", description="a forget objective of docs/objectives.md")
+    parameters: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="the objective's own, such as beta; its defaults where left out"
+    )
+    retain_term: RetainTerm = "nll"
     gamma: Positive = 1.0
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    alpha: Weight = 1.0
+    constraint: Bound | None = Field(None, description="PDU's: minimise forget while retain NLL is bounded")
+    alternates: Count = Field(1, description="other answers that a forget row meets at once")
+    skip_first: Annotated[int, Field(ge=0)] = 0
+    layer: Annotated[int, Field(ge=0)] = 7
+    control_scale: Positive = 2.0
     learning_rate: Positive = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Schedule = "linear"
+    optimizer: Optimizer = "adamw_torch"
+    weight_decay: Weight = 0.0
     steps: Count = 40
+    stop: Stop | None = Field(None, description="when to end a round early, and which step to keep")
     rounds: Count = Field(
         1,
         le=8,
@@ -51,9 +109,14 @@ class Recipe(BaseModel):
     round_learning_rate: Positive = 3e-4
     forget_batch: Count = 8
     retain_batch: Count = 8
+    accumulation: Count = Field(1, description="forwards of a step")
+    length_buckets: bool = Field(True, description="rows of like length in one forward")
+    gradient_checkpointing: bool = False
     max_grad_norm: Positive = 1.0
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     lora_alpha: Count = 32
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank) (arXiv 2312.03732)")
+    initialisation: Initialisation = "default"
     target_modules: str | tuple[str, ...] = "all-linear"
     quantization: Quantization = "nf4"
     focus: Literal["answer", "keywords"] = Field(
@@ -70,6 +133,31 @@ class Recipe(BaseModel):
     audit_retain_rows: Count = Field(24, description="retain rows that an audit looks at, evenly spread")
     seed: Annotated[int, Field(ge=0)] = 0
     gates: Thresholds = Field(default_factory=Thresholds.model_validate({}).model_copy)
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        if value not in FORGET_OBJECTIVES:
+            raise ValueError(unknown("objective", value, FORGET_OBJECTIVES))
+        return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _known_parameters(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        objective = info.data.get("objective")  # absent where it was refused already
+        names = tuple(OBJECTIVES[objective].defaults) if objective else tuple(value)
+        wrong = [unknown(f"parameter of {objective}", key, names) for key in value if key not in names]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return value
+
+    @model_validator(mode="after")
+    def _trains(self) -> Recipe:
+        try:
+            check_settings(self.train_settings())
+        except TrainingError as error:
+            raise ValueError("; ".join(str(error).splitlines())) from None
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Recipe:
@@ -93,8 +181,10 @@ class Recipe(BaseModel):
 
     def train_settings(self, round_index: int = 0) -> TrainSettings:
         """What the trainer takes for one round (0 is the first)."""
-        names = TrainSettings.__dataclass_fields__
-        first = TrainSettings(**{name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in TrainSettings.__dataclass_fields__}
+        values["constraint"] = Constraint(**self.constraint.model_dump()) if self.constraint else None
+        values["stop"] = StopRules(**self.stop.model_dump()) if self.stop else None
+        first = TrainSettings(**values)
         if round_index == 0:
             return first
         rate, seed = self.round_learning_rate, self.seed + round_index
@@ -175,7 +265,10 @@ def _problem(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
         return f"`{place or 'recipe'}`: {detail['msg']}, got {detail.get('input')!r}"
-    model = Thresholds if detail["loc"][0] == "gates" and len(detail["loc"]) > 1 else Recipe
-    near = difflib.get_close_matches(str(detail["loc"][-1]), model.model_fields, 1, 0.4)
+    key, models = str(detail["loc"][-1]), {"gates": Thresholds, "stop": Stop, "constraint": Bound}
+    model = models.get(detail["loc"][0], Recipe) if len(detail["loc"]) > 1 else Recipe
+    if model is Recipe and any(key in OBJECTIVES[name].defaults for name in FORGET_OBJECTIVES):
+        return f"`{place}` is not a key; did you mean `parameters.{key}`?"
+    near = difflib.get_close_matches(key, model.model_fields, 1, 0.4)
     hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(model.model_fields)}"
     return f"`{place}` is not a key{hint}"

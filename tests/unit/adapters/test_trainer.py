@@ -18,14 +18,18 @@ from efface.adapters.encode import Encoded, collate
 from efface.adapters.errors import AdapterError, ObjectiveError, TrainingError
 from efface.adapters.lora import attach, detach, load, save
 from efface.adapters.model import Base, load_base, state_digest
-from efface.adapters.trainer import StepReport, Steps, TrainResult, TrainSettings, ask_reference, train
+from efface.adapters.reference import Reference, ReferenceCache, ask_reference
+from efface.adapters.settings import Constraint, StopRules, TrainSettings
+from efface.adapters.steps import Steps
+from efface.adapters.trainer import TrainResult, train
+from efface.adapters.watch import StepReport
 
 BASE = "sha256:" + "00" * 32
 # All rows in every step: what a step sees does not depend on the deal.
 SETTINGS = TrainSettings(learning_rate=1e-2, steps=15, forget_batch=3, retain_batch=3)
 OBJECTIVES = {
-    "simnpo": {"objective": "simnpo", "beta": 2.5, "delta": 0.2},
-    "npo": {"objective": "npo", "beta": 0.3},
+    "simnpo": {"objective": "simnpo", "parameters": {"beta": 2.5, "delta": 0.2}},
+    "npo": {"objective": "npo", "parameters": {"beta": 0.3}},
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 every_retain_term = pytest.mark.parametrize("retain_term", ["nll", "kl"])
@@ -147,7 +151,8 @@ def forget_loss(model: torch.nn.Module, base: torch.nn.Module, rows: Rows, chose
     batch = collate(rows, PAD)
     s, ref = ((full_logps(m, batch) * batch.answer_mask).sum(-1) for m in (model, base))
     per_row = s - ref if chosen.objective == "npo" else s / batch.answer_mask.sum(-1)
-    return (2 / chosen.beta * softplus(chosen.beta * per_row + chosen.delta)).mean().item()
+    beta, delta = chosen.parameters["beta"], chosen.parameters.get("delta", 0.0)
+    return (2 / beta * softplus(beta * per_row + delta)).mean().item()
 
 
 def retain_loss(model: torch.nn.Module, base: torch.nn.Module, rows: Rows, chosen: TrainSettings) -> float:
@@ -202,15 +207,28 @@ def test_reports_come_one_a_step_in_order_as_they_happen(known: Path, forget: Ro
 # --- the reference policy
 
 
+def asked(
+    model: PeftModel, forget: Rows, retain: Rows, chosen: TrainSettings, cache: ReferenceCache | None = None
+) -> Reference:
+    return ask_reference(model, Steps(forget, retain, chosen), chosen, pad_id=PAD, cache=cache)
+
+
+def listen(model: PeftModel) -> Counter[bool]:
+    """Counts the decoder's forwards, by whether gradients were on."""
+    forwards: Counter[bool] = Counter()
+    decoder = model.get_base_model().model
+    decoder.register_forward_pre_hook(lambda *_: forwards.update([torch.is_grad_enabled()]))  # type: ignore[operator]
+    return forwards
+
+
 def test_the_reference_is_the_base_whatever_the_adapter_is(known: Path, forget: Rows, retain: Rows) -> None:
     model = worn(known)
     fill_lora(model, seed=1, size=0.5)
-    chosen = replace(SETTINGS, objective="npo", retain_term="kl")
-    found = ask_reference(model, forget, retain, chosen, pad_id=PAD)
+    found = asked(model, forget, retain, replace(SETTINGS, objective="npo", retain_term="kl"))
     base = load_base(known, "fp32").model
     batch = collate(forget, PAD)
     expected = (full_logps(base, batch) * batch.answer_mask).sum(-1).tolist()
-    assert [found.sums[row] for row in forget] == pytest.approx(expected, abs=1e-4)
+    assert [float(found.sums[row]) for row in forget] == pytest.approx(expected, abs=1e-4)
     assert probabilities(model, forget) != pytest.approx(probabilities(base, forget), rel=0.1)
     for row in retain:
         alone = collate([row], PAD)
@@ -222,45 +240,55 @@ def test_the_reference_is_the_base_whatever_the_adapter_is(known: Path, forget: 
 
 
 def test_nothing_is_asked_that_no_loss_needs(known: Path, forget: Rows, retain: Rows) -> None:
-    found = ask_reference(worn(known), forget, retain, SETTINGS, pad_id=PAD)
-    assert (found.sums, found.hidden) == ({}, {})
+    found = asked(worn(known), forget, retain, SETTINGS)
+    assert (found.sums, found.hidden, found.layer) == ({}, {}, {})
+
+
+def test_only_rows_that_a_step_sees_are_asked(known: Path, forget: Rows, retain: Rows) -> None:
+    few = replace(SETTINGS, retain_term="kl", steps=1, retain_batch=1)
+    assert len(asked(worn(known), forget, retain, few).hidden) == 1
 
 
 def test_the_reference_is_asked_once_and_each_step_runs_the_model_once(
     known: Path, forget: Rows, retain: Rows
 ) -> None:
     model = worn(known)
-    forwards: Counter[bool] = Counter()
-    decoder = model.get_base_model().model
-    decoder.register_forward_pre_hook(lambda *_: forwards.update([torch.is_grad_enabled()]))  # type: ignore[operator]
-    chosen = replace(SETTINGS, objective="npo", beta=0.3, retain_term="kl", steps=4)
+    forwards = listen(model)
+    chosen = replace(SETTINGS, objective="npo", parameters={"beta": 0.3}, retain_term="kl", steps=4)
     train(model, forget, retain, chosen, pad_id=PAD)
     assert forwards == {False: 2, True: 4}  # forget and retain rows once under no_grad, then the steps
 
 
-def test_a_known_reference_is_not_asked_again_and_changes_nothing(
+def test_what_a_cache_holds_is_not_asked_again_and_changes_nothing(
     known: Path, forget: Rows, retain: Rows
 ) -> None:
-    chosen = replace(SETTINGS, objective="npo", beta=0.3, retain_term="kl", steps=2)
+    chosen = replace(SETTINGS, objective="npo", parameters={"beta": 0.3}, retain_term="kl", steps=2)
     expected = train(worn(known), forget, retain, chosen, pad_id=PAD).steps
+    model, cache = worn(known), ReferenceCache("sha256:base")
+    first = asked(model, forget, retain, chosen, cache)
+    forwards = listen(model)
+    again = asked(model, forget, retain, chosen, cache)
+    assert again.hidden[retain[0]] is first.hidden[retain[0]]
+    assert train(model, forget, retain, chosen, pad_id=PAD, cache=cache).steps == expected
+    assert forwards == {True: 2}
+
+
+def test_a_cache_tells_rows_and_policies_apart(known: Path, forget: Rows, retain: Rows) -> None:
+    chosen = replace(SETTINGS, objective="npo")
+    one, other = ReferenceCache("sha256:one"), ReferenceCache("sha256:other")
     model = worn(known)
-    half = ask_reference(model, forget[:1], retain[:1], chosen, pad_id=PAD)
-    whole = ask_reference(model, forget, retain, chosen, pad_id=PAD, known=half)
-    assert (set(whole.sums), set(whole.hidden)) == (set(forget), set(retain))
-    assert whole.hidden[retain[0]] is half.hidden[retain[0]]
-    assert (set(half.sums), set(half.hidden)) == (set(forget[:1]), set(retain[:1]))
-    asked: Counter[bool] = Counter()
-    decoder = model.get_base_model().model
-    decoder.register_forward_pre_hook(lambda *_: asked.update([torch.is_grad_enabled()]))  # type: ignore[operator]
-    found = train(model, forget, retain, chosen, pad_id=PAD, reference=whole).steps
-    assert asked == {True: 2}
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    for cache in (one, other):
+        asked(model, forget, retain, chosen, cache)
+    asked(model, forget[:2], retain, chosen, one)
+    asked(model, (replace(forget[0], id="renamed"), *forget[1:]), retain, chosen, one)
+    assert len(one.kept) == 2
+    assert len(other.kept) == 1
+    assert not one.kept.keys() & other.kept.keys()
 
 
 def test_rows_that_share_an_id_keep_their_own_reference(known: Path, forget: Rows, retain: Rows) -> None:
     same = tuple(replace(row, id="same") for row in forget)
-    chosen = replace(SETTINGS, objective="npo", beta=0.3, steps=1)
+    chosen = replace(SETTINGS, objective="npo", parameters={"beta": 0.3}, steps=1)
     (report,) = train(worn(known), same, retain, chosen, pad_id=PAD).steps
     assert report.forget_loss == pytest.approx(2 / 0.3 * math.log(2), rel=1e-4)
 
@@ -297,7 +325,9 @@ def test_rows_are_dealt_in_rounds_that_hold_each_row_once(
         tuple(Encoded(f"{side}{i}", (1,), (2,)) for i in range(n))
         for side, n in (("f", n_forget), ("r", n_retain))
     )
-    chosen = TrainSettings(steps=steps, forget_batch=forget_batch, retain_batch=retain_batch, seed=seed)
+    chosen = TrainSettings(
+        steps=steps, forget_batch=forget_batch, retain_batch=retain_batch, seed=seed, length_buckets=False
+    )
     dealt = Steps(forget, retain, chosen)
     hands = [dealt[i] for i in range(len(dealt))]
     assert len(hands) == steps
@@ -317,11 +347,24 @@ def test_rows_are_dealt_in_rounds_that_hold_each_row_once(
 # --- what is refused
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
-    "objective": ({"objective": "ga"}, "unknown objective 'ga': simnpo, npo exist"),
-    "retain term": ({"retain_term": "mse"}, "unknown retain term 'mse': nll, kl exist"),
-    "no steps": ({"steps": 0}, "expected at least one step of at least one row a side, got steps=0"),
-    "no forget rows a step": ({"forget_batch": 0}, "forget_batch=0"),
-    "no retain rows a step": ({"retain_batch": 0}, "retain_batch=0"),
+    "objective": (
+        {"objective": "simpno"},
+        "unknown objective 'simpno': npo, simnpo,.* did you mean 'simnpo'?",
+    ),
+    "a retain term as objective": ({"objective": "retain_kl"}, "unknown objective 'retain_kl'"),
+    "parameter": ({"parameters": {"betta": 1.0}}, "unknown parameter of simnpo 'betta': .* mean 'beta'?"),
+    "retain term": ({"retain_term": "mse"}, "unknown retain term 'mse': nll, kl, hidden, none exist"),
+    "optimizer": ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
+    "schedule": ({"schedule": "cosin"}, "unknown schedule 'cosin': .*did you mean 'cosine'?"),
+    "no steps": ({"steps": 0}, r"expected at least 1 of steps \(got 0\)"),
+    "no forget rows a step": ({"forget_batch": 0}, r"forget_batch \(got 0\)"),
+    "no retain rows a step": ({"retain_batch": 0}, r"retain_batch \(got 0\)"),
+    "rate": ({"learning_rate": math.nan}, "expected a positive, finite learning_rate, got nan"),
+    "constraint of a KL": (
+        {"constraint": Constraint(), "retain_term": "kl"},
+        "expected retain_term nll, got kl",
+    ),
+    "budget without rows": ({"stop": StopRules(), "alpha": 0.0}, "a retain_drop budget needs retain rows"),
 }
 
 
@@ -339,7 +382,7 @@ def test_empty_data_is_refused(known: Path, forget: Rows, retain: Rows) -> None:
 
 
 def test_a_bad_beta_is_refused(known: Path, forget: Rows, retain: Rows) -> None:
-    refused(worn(known), forget, retain, replace(SETTINGS, beta=0.0), ObjectiveError, "beta")
+    refused(worn(known), forget, retain, replace(SETTINGS, parameters={"beta": 0.0}), ObjectiveError, "beta")
 
 
 def refused(
@@ -400,7 +443,7 @@ def test_a_run_whose_gradients_do_not_reach_the_adapter_stops_at_once(
     silent = replace(SETTINGS, gamma=0.0, alpha=0.0)
     with pytest.raises(TrainingError, match="no gradient reached the LoRA weights in the first step"):
         train(model, forget, retain, silent, pad_id=PAD, on_step=seen.append)
-    assert [report.step for report in seen] == [1]
+    assert [report.step for report in seen] == []
     assert all(torch.equal(before[name], value) for name, value in lora(model).items())
 
 

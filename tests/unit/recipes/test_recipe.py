@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import efface.recipes.recipe as home
-from efface.adapters.trainer import FORGET_LOSSES, RETAIN_TERMS, TrainSettings
+from efface.adapters.settings import FORGET_OBJECTIVES, Constraint, StopRules, TrainSettings
 from efface.audits import Thresholds
 from efface.recipes import InvalidRecipe, Recipe, load_recipe, shipped_recipes
 
@@ -22,8 +22,21 @@ OTHER: dict[str, Any] = {  # a valid value of each key that is not its default
     "name": "other",
     "objective": "npo",
     "retain_term": "kl",
-    "beta": 0.1,
-    "delta": 0.5,
+    "parameters": {"beta": 0.2},
+    "constraint": {"slack": 1.5},
+    "alternates": 2,
+    "skip_first": 1,
+    "layer": 3,
+    "control_scale": 4.0,
+    "schedule": "cosine",
+    "optimizer": "adamw_8bit",
+    "weight_decay": 0.1,
+    "stop": {"forget_probability": 0.1},
+    "accumulation": 2,
+    "length_buckets": False,
+    "gradient_checkpointing": True,
+    "rslora": True,
+    "initialisation": "fila",
     "gamma": 0.5,
     "alpha": 5.0,
     "learning_rate": 1e-4,
@@ -73,17 +86,17 @@ def test_shipped_recipes_are_the_files_beside_the_loader() -> None:
 
 
 def test_a_recipe_can_say_all_that_the_trainer_takes() -> None:
-    recipe = Recipe(**OTHER)
-    settings = recipe.train_settings()
-    assert {name: getattr(settings, name) for name in TrainSettings.__dataclass_fields__} == {
-        name: OTHER[name] for name in TrainSettings.__dataclass_fields__
-    }
+    stated = {**OTHER, "retain_term": "nll"}  # a constraint is of the NLL
+    settings = Recipe(**stated).train_settings()
+    names = TrainSettings.__dataclass_fields__
+    expected = {name: stated[name] for name in names}
+    expected |= {"constraint": Constraint(slack=1.5), "stop": StopRules(forget_probability=0.1)}
+    assert {name: getattr(settings, name) for name in names} == expected
 
 
-def test_objectives_and_retain_terms_are_those_of_the_trainer() -> None:
-    fields = Recipe.model_fields
-    assert set(fields["objective"].annotation.__args__) == set(FORGET_LOSSES)  # type: ignore[union-attr]
-    assert set(fields["retain_term"].annotation.__args__) == set(RETAIN_TERMS)  # type: ignore[union-attr]
+@pytest.mark.parametrize("objective", FORGET_OBJECTIVES)
+def test_every_objective_can_be_asked_for(objective: str) -> None:
+    assert Recipe(name="a", objective=objective).train_settings().objective == objective
 
 
 def test_later_rounds_have_their_own_steps_rate_and_seed() -> None:
@@ -96,7 +109,7 @@ def test_later_rounds_have_their_own_steps_rate_and_seed() -> None:
 
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("learning_rat", "learning_rate"), ("lr_rank", "rank"), ("stpes", "steps"), ("Beta", "beta")],
+    [("learning_rat", "learning_rate"), ("lr_rank", "rank"), ("stpes", "steps"), ("beta", "parameters.beta")],
 )
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, key: str, near: str) -> None:
     (found,) = problems(recipe_file(tmp_path / "mine.yaml", **{key: 1}))
@@ -118,8 +131,8 @@ def test_a_key_like_no_other_gets_the_list(tmp_path: Path) -> None:
 def test_all_errors_come_at_once(tmp_path: Path) -> None:
     values = {
         "stpes": 3,
-        "beta": -1,
-        "objective": "dpo",
+        "gamma": -1,
+        "objective": "dppo",
         "rank": 1000,
         "quantization": "int2",
         "gates": {"max_mention_rate_forget": 3, "min_fluency": 1},
@@ -129,7 +142,7 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
     found = problems(path, ["steps=0", "warmup_steps=-1", "chat=perhaps"])
     assert all(problem.startswith(f"recipe {path}: `") for problem in found)
     named = {re.findall(r"`([\w.]+)`", problem)[0] for problem in found}
-    keys = {"stpes", "beta", "objective", "rank", "quantization", "steps", "warmup_steps", "chat"}
+    keys = {"stpes", "gamma", "objective", "rank", "quantization", "steps", "warmup_steps", "chat"}
     assert named == keys | {"gates.max_mention_rate_forget", "gates.min_fluency"}
 
 
@@ -230,6 +243,10 @@ def test_a_number_is_a_number_however_it_is_written(rate: float) -> None:
         ("steps=[1", "not valid YAML"),
         ("steps=2026-99-99", "not valid YAML"),
         ("steps=" + "[" * 5000, "not valid YAML"),
+        ("objective=simnop", "did you mean 'simnpo'"),
+        ("parameters.betta=1", "unknown parameter of npo 'betta': beta exist; did you mean 'beta'?"),
+        ("stop.everry=1", "did you mean `every`"),
+        ("constraint.slak=1", "did you mean `slack`"),
         ("steps=many", "`steps`"),
         ("steps=", "`steps`"),
         ("learning_rate=nan", "`learning_rate`"),
@@ -245,6 +262,13 @@ def test_a_number_is_a_number_however_it_is_written(rate: float) -> None:
 )
 def test_bad_overrides_are_refused(override: str, said: str) -> None:
     assert said in problems("npo", [override])[0]
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    (found,) = problems("npo", ["constraint={}", "retain_term=kl"])
+    assert "expected retain_term nll, got kl" in found
+    (found,) = problems("npo", ["stop={}", "retain_term=none"])
+    assert "a retain_drop budget needs retain rows" in found
 
 
 def test_gates_that_show_no_forgetting_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What decides a training run besides data and base, as frozen records, and its checks: all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from .errors import TrainingError
+from .objectives import OBJECTIVES
+
+RetainTerm = Literal["nll", "kl", "hidden", "none"]
+Schedule = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+
+FORGET_OBJECTIVES = tuple(name for name, row in OBJECTIVES.items() if row.kind != "retain")
+"""The names that `TrainSettings.objective` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """PDU's form (arXiv 2506.05314), for any objective: minimise forget subject to retain NLL <= epsilon.
+
+    ``slack``: epsilon as a multiple of the retain NLL before training. ``weight``: the dual variable to start
+    from. ``step``: how far it moves at each update, one after every step but the first ``warmup_steps``.
+    """
+
+    slack: float = 1.1
+    weight: float = 50.0
+    step: float = 1.0
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When a run is over before its steps are. Every ``every`` steps a probe looks at ``rows`` rows a side.
+
+    Targets, all of those given: mean ``forget_probability`` and mean ``extraction_strength`` of forget answers,
+    at most. Budgets: ``retain_drop``, the relative fall of the mean retain probability; ``distinct``, the share
+    of distinct bigrams (arXiv 1510.03055) in greedy answers to forget prompts against what it was, at least.
+    A run stops at a probe that meets the targets within the budgets, or when ``patience`` probes in a row are
+    out of a budget; either way the best step within the budgets is kept.
+    """
+
+    every: int = 5
+    rows: int = 32
+    forget_probability: float | None = None
+    extraction_strength: float | None = None
+    retain_drop: float | None = 0.1
+    distinct: float | None = 0.5
+    patience: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Everything that decides the weights besides data and base. The loss is ``gamma*forget + alpha*retain``.
+
+    ``parameters``: the objective's own, by the names of its function; those left out keep its defaults.
+    ``forget_batch`` and ``retain_batch`` are rows of one forward, of which a step has ``accumulation``.
+    ``alternates``: other answers a forget row meets a forward, in turn. ``skip_first``: leading answer tokens
+    that the forget loss leaves out (arXiv 2503.01224). ``layer`` and ``control_scale``: RMU's layer and c.
+    """
+
+    objective: str = "simnpo"
+    parameters: Mapping[str, float] = field(default_factory=dict[str, float])
+    retain_term: RetainTerm = "nll"
+    gamma: float = 1.0
+    alpha: float = 1.0
+    constraint: Constraint | None = None
+    alternates: int = 1
+    skip_first: int = 0
+    layer: int = 7
+    control_scale: float = 2.0
+    learning_rate: float = 5e-4
+    warmup_steps: int = 0
+    schedule: Schedule = "linear"
+    optimizer: Optimizer = "adamw_torch"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    steps: int = 40
+    forget_batch: int = 8
+    retain_batch: int = 8
+    accumulation: int = 1
+    length_buckets: bool = True
+    gradient_checkpointing: bool = False
+    stop: StopRules | None = None
+    seed: int = 0
+
+    @property
+    def needs_alternates(self) -> bool:
+        """Whether every forget row has to come with another answer."""
+        return OBJECTIVES[self.objective].needs_alternates
+
+    @property
+    def reads_retain(self) -> bool:
+        """Whether retain rows are part of the loss."""
+        return self.retain_term != "none" and (self.alpha > 0 or self.constraint is not None)
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise one :class:`TrainingError` with a line for each thing that cannot be meant."""
+    if problems := [*_names(settings), *_numbers(settings), *_agreement(settings)]:
+        raise TrainingError("\n".join(problems))
+
+
+def unknown(kind: str, name: str, known: tuple[str, ...]) -> str:
+    """A message for a name that does not exist: the nearest one, and all that do."""
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}: {', '.join(known) or 'none'} exist{hint}"
+
+
+def _names(s: TrainSettings) -> Iterator[str]:
+    for kind, name, known in (
+        ("objective", s.objective, FORGET_OBJECTIVES),
+        ("retain term", s.retain_term, get_args(RetainTerm)),
+        ("schedule", s.schedule, get_args(Schedule)),
+        ("optimizer", s.optimizer, get_args(Optimizer)),
+    ):
+        if name not in known:
+            yield unknown(kind, name, known)
+    if s.objective in FORGET_OBJECTIVES:
+        names = tuple(OBJECTIVES[s.objective].defaults)
+        yield from (
+            unknown(f"parameter of {s.objective}", key, names) for key in s.parameters if key not in names
+        )
+
+
+def _numbers(s: TrainSettings) -> Iterator[str]:
+    counts = {"steps": s.steps, "forget_batch": s.forget_batch, "accumulation": s.accumulation}
+    counts |= {"alternates": s.alternates} | ({"retain_batch": s.retain_batch} if s.alpha > 0 else {})
+    stop = s.stop
+    if stop is not None:
+        counts |= {"stop.every": stop.every, "stop.rows": stop.rows, "stop.patience": stop.patience}
+    bad = {name: value for name, value in counts.items() if value < 1}
+    if bad:
+        yield "expected at least 1 of " + ", ".join(f"{name} (got {value})" for name, value in bad.items())
+    weights = {
+        "gamma": s.gamma,
+        "alpha": s.alpha,
+        "warmup_steps": s.warmup_steps,
+        "skip_first": s.skip_first,
+        "weight_decay": s.weight_decay,
+    }
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            yield f"expected a finite {name} of zero or more, got {value}"
+    for name, value in {"learning_rate": s.learning_rate, "max_grad_norm": s.max_grad_norm}.items():
+        if not 0 < value < math.inf:
+            yield f"expected a positive, finite {name}, got {value}"
+
+
+def _agreement(s: TrainSettings) -> Iterator[str]:
+    if s.constraint is not None and s.retain_term != "nll":
+        yield f"a constraint bounds the retain NLL: expected retain_term nll, got {s.retain_term}"
+    if s.constraint is not None and not s.constraint.slack > 0:
+        yield f"expected a positive slack of the constraint, got {s.constraint.slack}"
+    stop = s.stop
+    if stop is not None and stop.retain_drop is not None and not s.reads_retain:
+        yield "a retain_drop budget needs retain rows: give alpha > 0 and a retain term, or stop.retain_drop null"
