@@ -5,7 +5,18 @@ then `compose.py` (the exact stack) and `model.py` (bases, their precision and f
 """
 
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
-from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids, shorten
+from .encode import (
+    Batch,
+    Encoded,
+    Item,
+    Message,
+    collate,
+    encode,
+    encode_all,
+    focus,
+    prompt_ids,
+    shorten,
+)
 from .errors import (
     AdapterError,
     BaseMismatch,
@@ -25,6 +36,7 @@ from .objectives import npo, retain_nll, simnpo
 from .peft_config import AdapterConfig
 from .tensors import digest_bytes, digest_file
 from .trainer import StepReport, TrainResult, TrainSettings, train
+from .truncate import Truncation, require_context
 
 __all__ = [
     "QUANTIZATIONS",
@@ -52,6 +64,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "TrainingError",
+    "Truncation",
     "answer_logprobs",
     "attach",
     "collate",
@@ -62,6 +75,7 @@ __all__ = [
     "digest_file",
     "disabled",
     "encode",
+    "encode_all",
     "fetch_model",
     "focus",
     "greedy",
@@ -72,6 +86,7 @@ __all__ = [
     "plan",
     "prompt_ids",
     "read_adapter",
+    "require_context",
     "retain_nll",
     "save",
     "shorten",
