@@ -125,13 +125,16 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys, found {type(values).__name__}")
     merged: dict[str, Any] = {"name": path.stem, **{str(k): v for k, v in values.items()}}
-    for override in overrides:
-        _apply(merged, override)
+    problems = [problem for override in overrides for problem in _apply(merged, override)]
     try:
-        return Recipe.model_validate(merged)
+        recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise InvalidRecipe("\n".join(f"recipe {source}: {_problem(detail)}" for detail in details)) from None
+        problems += [f"recipe {source}: {_problem(detail)}" for detail in details]
+        raise InvalidRecipe("\n".join(problems)) from None
+    if problems:
+        raise InvalidRecipe("\n".join(problems))
+    return recipe
 
 
 def _find(source: str) -> Path:
@@ -146,14 +149,15 @@ def _find(source: str) -> Path:
     raise InvalidRecipe(f"no recipe {source!r}: expected a YAML file or one of {', '.join(known)}{hint}")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> list[str]:
+    """Put ``override`` into ``values``, or say what is wrong with it."""
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise InvalidRecipe(f"--set {override!r}: expected key=value, for example --set steps=20")
+        return [f"--set {override!r}: expected key=value, for example --set steps=20"]
     try:
         value = yaml.safe_load(text)
     except _NOT_YAML:
-        raise InvalidRecipe(f"--set {override!r}: the value is not valid YAML") from None
+        return [f"--set {override!r}: the value is not valid YAML"]
     *parents, last = key.split(".")
     place = values
     for parent in parents:
@@ -162,6 +166,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         place = inner
     # YAML 1.1 reads 5e-4 as text; a number is meant.
     place[last] = _number(value)
+    return []
 
 
 def _number(value: Any) -> Any:
