@@ -247,6 +247,18 @@ def test_bad_overrides_are_refused(override: str, said: str) -> None:
     assert said in problems("npo", [override])[0]
 
 
+def test_malformed_overrides_and_invalid_keys_come_at_once() -> None:
+    found = problems("npo", ["steps", "beta=[1", "stpes=3", "rank=0", "=1"])
+    assert [problem.split(": ")[0] for problem in found] == [
+        "--set 'steps'",
+        "--set 'beta=[1'",
+        "--set '=1'",
+        "recipe npo",
+        "recipe npo",
+    ]
+    assert problems("npo", ["steps"]) == ["--set 'steps': expected key=value, for example --set steps=20"]
+
+
 def test_gates_that_show_no_forgetting_are_refused(tmp_path: Path) -> None:
     gates = {name: None for name in Thresholds.model_fields if name.endswith("_forget")}
     assert "shows no forgetting" in problems(recipe_file(tmp_path / "a.yaml", gates=gates))[0]
