@@ -62,9 +62,8 @@ def open_(
 ) -> None:
     """Open a forget request. The rows go into the encrypted vault; the ledger holds a keyed commitment only.
 
-    SOURCE is a JSONL, JSON, CSV or parquet file, a folder, or a dataset id: org/name, or
-    hf://datasets/org/name@revision?config=NAME&split=NAME. Rows are read and checked, once, before anything is
-    written. A registry that is not there yet is made.
+    SOURCE is a file (JSONL, JSON, CSV, parquet), a folder, or a dataset such as hf://datasets/org/name@main.
+    Rows are read and checked, once, before anything is written. A registry that is not there yet is made.
     """
     from ..recipes.data import load_request_data, to_payload
 

@@ -119,7 +119,7 @@ def format_lengths(report: Lengths) -> str:
         for line in lines
     ]
     own = sum(found.own for found in report.sets)
-    note = [f"{own} rows have no answer: the most that the base may say is counted for it"] if own else []
+    note = [f"rows without an answer: {own}, counted with the most that the base may say"] if own else []
     return "\n".join(line.rstrip() for line in (*table, *note))
 
 

@@ -84,7 +84,7 @@ def test_the_table_says_it_all_and_no_text(tokenizer: PreTrainedTokenizerBase) -
         "1",
         "1",
     ]
-    assert table.splitlines()[6] == "1 rows have no answer: the most that the base may say is counted for it"
+    assert table.splitlines()[6] == "rows without an answer: 1, counted with the most that the base may say"
     assert not any(word in table + str(report.to_json()) for word in ("hamlet", "potter", "paris"))
 
 
