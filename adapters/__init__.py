@@ -6,7 +6,18 @@ then `compose.py` (the exact stack) and `model.py` (bases, their precision and f
 
 from .checkpoint import Checkpoints
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
-from .encode import Batch, Encoded, Item, Message, collate, encode, focus, prompt_ids, shorten
+from .encode import (
+    Batch,
+    Encoded,
+    Item,
+    Message,
+    collate,
+    encode,
+    encode_all,
+    focus,
+    prompt_ids,
+    shorten,
+)
 from .errors import (
     AdapterError,
     BaseMismatch,
@@ -30,6 +41,7 @@ from .reference import ReferenceCache
 from .settings import Constraint, StopRules, TrainSettings
 from .tensors import digest_bytes, digest_file
 from .trainer import TrainResult, train
+from .truncate import Truncation, require_context
 from .watch import StepReport
 
 __all__ = [
@@ -65,6 +77,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "TrainingError",
+    "Truncation",
     "answer_logprobs",
     "attach",
     "collate",
@@ -75,6 +88,7 @@ __all__ = [
     "digest_file",
     "disabled",
     "encode",
+    "encode_all",
     "fetch_model",
     "focus",
     "greedy",
@@ -85,6 +99,7 @@ __all__ = [
     "plan",
     "prompt_ids",
     "read_adapter",
+    "require_context",
     "retain_nll",
     "save",
     "shorten",

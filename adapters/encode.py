@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .errors import ModelError
+from .truncate import Truncation, truncate, uncut
 
 
 class Message(TypedDict):
@@ -74,13 +75,15 @@ def encode(
     *,
     chat: bool,
     end: bool = False,
-    max_length: int = 512,
+    max_length: int | None = 512,
+    truncation: Truncation = "error",
 ) -> Encoded:
     """Tokenize ``item``. With ``chat`` a prompt goes through the model's chat template; ``end`` appends EOS.
 
-    Prompt and answer are tokenized apart, so that the boundary is the same however the answer begins.
-    Raises :class:`ModelError` for a row longer than ``max_length`` (nothing is cut silently), for an answer
-    without tokens, and for a conversation given to a model without a chat template.
+    Prompt and answer are tokenized apart, so that the boundary is the same however the answer begins. A row
+    longer than ``max_length`` (None: any length will do) is cut as ``truncation`` says (`truncate`).
+    Raises :class:`ModelError` for a row that is too long and may not be cut, for an answer without tokens, and
+    for a conversation given to a model without a chat template.
     """
     prompt = prompt_ids(tokenizer, item, chat=chat)
     answer: list[int] = list(tokenizer(item.completion, add_special_tokens=False)["input_ids"])
@@ -93,12 +96,40 @@ def encode(
         prompt, answer = answer[:1], answer[1:]
     if not answer:
         raise ModelError(f"row {item.id!r} has an answer without tokens: expected at least one")
-    if len(prompt) + len(answer) > max_length:
-        raise ModelError(
-            f"row {item.id!r} has {len(prompt) + len(answer)} tokens, more than max_length={max_length}: "
-            "raise max_length or split the row"
-        )
-    return Encoded(item.id, tuple(prompt), tuple(answer), document=not item.prompt)
+    row = Encoded(item.id, tuple(prompt), tuple(answer), document=not item.prompt)
+    return (
+        row
+        if max_length is None
+        else truncate(row, max_length, truncation, uncut(tokenizer, item, row, chat))
+    )
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    chat: bool,
+    end: bool | Sequence[bool] = False,
+    max_length: int | None = 512,
+    truncation: Truncation = "error",
+) -> tuple[Encoded, ...]:
+    """`encode` for every one of ``items``; ``end`` for all of them or one by one.
+
+    Raises one :class:`ModelError` that names every row that cannot be encoded, a line each.
+    """
+    ends = [end] * len(items) if isinstance(end, bool) else end
+    rows: list[Encoded] = []
+    problems: list[str] = []
+    for item, ended in zip(items, ends, strict=True):
+        try:
+            rows.append(
+                encode(tokenizer, item, chat=chat, end=ended, max_length=max_length, truncation=truncation)
+            )
+        except ModelError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelError("\n".join(dict.fromkeys(problems)))
+    return tuple(rows)
 
 
 def focus(tokenizer: PreTrainedTokenizerBase, row: Encoded, item: Item) -> Encoded:
@@ -116,10 +147,14 @@ def focus(tokenizer: PreTrainedTokenizerBase, row: Encoded, item: Item) -> Encod
         for keyword in filter(None, item.keywords)
         for m in re.finditer(rf"(?<!\w){re.escape(keyword.casefold())}(?!\w)", text)
     ]
+    bos = isinstance(tokenizer.bos_token_id, int)
     hit = [any(a < end and start < b for start, end in spans) for a, b in found["offset_mapping"]]
-    if row.answer[: len(hit)] != tuple(found["input_ids"]):
+    ids = tuple(found["input_ids"])
+    if row.answer[: len(ids)] != ids[: len(row.answer)] or (
+        row.document and row.prompt == ids[:1] and not bos
+    ):
         del hit[0]  # a document's first token, which `encode` made the context
-    hit += [False] * (len(row.answer) - len(hit))
+    hit = (hit + [False] * len(row.answer))[: len(row.answer)]  # an EOS more, or a cut end less
     return replace(row, counted=tuple(hit)) if any(hit) else row
 
 

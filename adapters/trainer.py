@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .answers import answers

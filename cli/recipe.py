@@ -34,3 +34,26 @@ def show(
 
     values = load_recipe(name, overrides).model_dump(mode="json")
     emit(values, format, yaml.safe_dump(values, sort_keys=False))
+
+
+@app.command("validate", epilog="Example: efface recipe validate mine.yaml --set steps=20")
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files, or shipped names.")],
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    format: FormatOption = Format.text,
+) -> None:
+    """Check recipes without training: exit 0, or 2 with every error of every file at once."""
+    from ..recipes.errors import InvalidRecipe
+    from ..recipes.recipe import load_recipe
+
+    records: list[dict[str, str]] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            found = load_recipe(file, overrides)
+            records.append({"recipe": file, "name": found.name, "digest": found.digest})
+        except InvalidRecipe as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise InvalidRecipe("\n".join(dict.fromkeys(problems)))
+    emit(records, format, "\n".join(f"{record['recipe']}: valid, {record['digest']}" for record in records))

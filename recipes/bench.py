@@ -17,7 +17,7 @@ from ..adapters import (
     Encoded,
     ReferenceCache,
     detach,
-    encode,
+    encode_all,
     load,
     load_base,
     prompt_ids,
@@ -122,15 +122,13 @@ def measure(
 
 
 def encode_probes(bench: Bench, probes: Sequence[Probe]) -> list[Encoded]:
-    """``probes`` as this bench measures them. Raises `ModelError` for a row that it cannot measure.
+    """``probes`` as this bench measures them. Raises one `ModelError` that names every
+    row that it cannot measure.
 
     Call it before anything is written: an audit that stops half way leaves its adapter without a verdict.
     """
-    method = bench.method
-    return [
-        encode(bench.base.tokenizer, probe.item, chat=method.chat, max_length=method.max_length)
-        for probe in probes
-    ]
+    method, items = bench.method, [probe.item for probe in probes]
+    return list(encode_all(bench.base.tokenizer, items, chat=method.chat, max_length=method.max_length))
 
 
 def ask(

@@ -7,10 +7,11 @@ out: otherwise one adapter re-teaches what another forgot, and an audit calls a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..adapters import Encoded, Item, encode, focus, shorten
+from ..adapters import Encoded, Item, Truncation, encode_all, focus, require_context, shorten
 from ..audits import Probe, mentions
+from .alternates import Alternates, alternate_items, inherit, require_alternates
 from .bench import Bench, Own, own_answers
 from .data import RequestData, Row
 from .data.sets import questions
@@ -22,12 +23,14 @@ from .recipe import Recipe
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
     """Encoded rows. ``own``: how many forget rows are the base's own words; ``excluded``: retain rows that
-    lay in the scope of a request, by id."""
+    lay in the scope of a request, by id; ``alternates``: other answers to each forget row's prompt, ended by
+    EOS and counted whole, for every forget row or (where they were not asked for) none."""
 
     forget: tuple[Encoded, ...]
     retain: tuple[Encoded, ...]
     own: int
     excluded: tuple[str, ...]
+    alternates: Alternates = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +60,58 @@ def training_rows(
     *,
     others: Sequence[RequestData] = (),
     progress: Progress | None = None,
+    alternates: bool = False,
+    truncation: Truncation = "error",
 ) -> TrainingRows:
     """Encode the rows of one request. ``others`` are the other live requests, whose scope is kept out.
 
-    Raises `DataError` when no retain row is left.
+    ``alternates`` for objectives that need them; ``truncation`` says what becomes of rows that are too long.
+    Before the base is asked anything, raises `DataError` for forget rows without alternates and `ModelError`
+    naming every row that cannot be trained on or measured; then `DataError` when no retain row is left.
     """
     progress = progress or Silent()
+    require_context(bench.base.model.config, recipe.max_length)
+    if alternates:
+        require_alternates(data.forget, recipe.objective)
+    check_rows(bench, data, recipe, alternates=alternates, truncation=truncation)
     asked = (*data.forget, *data.retain)
     progress.phase("Asking the base", len(asked))
     own = own_answers(bench, asked, progress)
-    forget = [row.item() for row in data.forget]
+    items = [row.item() for row in data.forget]
     said = {name: answer.text for name, answer in own.items()} if recipe.own_answers else {}
-    mine = telling(forget, said, "own")
-    scope = scope_of([data, *others])
-    kept, excluded = _retain(data.retain, own, scope)
+    mine = telling(items, said, "own")
+    kept, excluded = _retain(data.retain, own, scope_of([data, *others]))
     if not kept:
         raise DataError(["every retain row lies in the scope of a forget request: give other retain rows"])
+    forget = forget_rows(bench, (*items, *mine), recipe, truncation)
+    known = _alternates(bench, data.forget, recipe, truncation) if alternates else {}
     return TrainingRows(
-        forget_rows(bench, (*forget, *mine), recipe),
-        tuple(_encoded(bench, item, recipe, end=ended) for item, ended in kept),
+        forget,
+        _encoded(bench, [item for item, _ in kept], recipe, [ended for _, ended in kept], truncation),
         len(mine),
         tuple(excluded),
+        inherit(known, forget) if alternates else {},
     )
+
+
+def check_rows(
+    bench: Bench,
+    data: RequestData,
+    recipe: Recipe,
+    *,
+    alternates: bool = False,
+    truncation: Truncation = "error",
+) -> None:
+    """Raise one `ModelError` that names every row of ``data`` that cannot be trained on or measured.
+
+    A row without an answer is checked with one of a single token: the base has not been asked yet.
+    """
+    rows = [(row.item(row.completion or "?"), False) for row in (*data.forget, *data.neighbours)]
+    rows += [(item, False) for row in data.forget for item in row.paraphrased()]
+    rows += [(row.item(row.completion or "?"), row.completion is not None) for row in data.retain]
+    if alternates:
+        rows += [(item, True) for row in data.forget for item in alternate_items(row)]
+    _encoded(bench, [item for item, _ in rows], recipe, [ended for _, ended in rows], truncation)
 
 
 def telling(items: Sequence[Item], answers: Mapping[str, str], name: str) -> list[Item]:
@@ -100,9 +133,15 @@ def telling(items: Sequence[Item], answers: Mapping[str, str], name: str) -> lis
     return found
 
 
-def forget_rows(bench: Bench, items: Sequence[Item], recipe: Recipe) -> tuple[Encoded, ...]:
+def forget_rows(
+    bench: Bench, items: Sequence[Item], recipe: Recipe, truncation: Truncation = "error"
+) -> tuple[Encoded, ...]:
     """``items`` encoded, counting the tokens that the recipe's ``focus`` says."""
-    return tuple(_forget_row(bench, item, recipe) for item in items)
+    rows = _encoded(bench, items, recipe, False, truncation)
+    if recipe.focus != "keywords":
+        return rows
+    tokenizer = bench.base.tokenizer
+    return tuple(shorten(focus(tokenizer, row, item)) for row, item in zip(rows, items, strict=True))
 
 
 def probes(
@@ -153,13 +192,32 @@ def _retain(
     return kept, excluded
 
 
-def _forget_row(bench: Bench, item: Item, recipe: Recipe) -> Encoded:
-    row = _encoded(bench, item, recipe, end=False)
-    return shorten(focus(bench.base.tokenizer, row, item)) if recipe.focus == "keywords" else row
+def _alternates(
+    bench: Bench, rows: Sequence[Row], recipe: Recipe, truncation: Truncation
+) -> dict[str, tuple[Encoded, ...]]:
+    """The encoded alternates of each forget row, by its id."""
+    items = {row.id: alternate_items(row) for row in rows}
+    every = iter(
+        _encoded(bench, [item for some in items.values() for item in some], recipe, True, truncation)
+    )
+    return {name: tuple(next(every) for _ in some) for name, some in items.items()}
 
 
-def _encoded(bench: Bench, item: Item, recipe: Recipe, *, end: bool) -> Encoded:
-    return encode(bench.base.tokenizer, item, chat=bench.method.chat, end=end, max_length=recipe.max_length)
+def _encoded(
+    bench: Bench,
+    items: Sequence[Item],
+    recipe: Recipe,
+    end: bool | Sequence[bool],
+    truncation: Truncation,
+) -> tuple[Encoded, ...]:
+    return encode_all(
+        bench.base.tokenizer,
+        items,
+        chat=bench.method.chat,
+        end=end,
+        max_length=recipe.max_length,
+        truncation=truncation,
+    )
 
 
 def _spread(rows: Sequence[Row], count: int) -> tuple[Row, ...]:

@@ -37,6 +37,7 @@ from ..adapters.settings import (
     check_settings,
     unknown,
 )
+from ..adapters.truncate import Truncation
 from ..audits.gates import Thresholds
 from ..audits.run import Method
 from .errors import InvalidRecipe
@@ -128,7 +129,10 @@ class Recipe(BaseModel):
     chat: Literal["auto", "always", "never"] = Field(
         "auto", description="apply the chat template: auto = where the tokenizer has one"
     )
-    max_length: Count = 512
+    max_length: Count = Field(512, description="tokens of prompt and answer together")
+    truncation: Truncation = Field(
+        "error", description="what is cut from a row that is longer; by default nothing"
+    )
     max_new_tokens: Count = 24
     audit_retain_rows: Count = Field(24, description="retain rows that an audit looks at, evenly spread")
     seed: Annotated[int, Field(ge=0)] = 0
@@ -215,13 +219,16 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys, found {type(values).__name__}")
     merged: dict[str, Any] = {"name": path.stem, **{str(k): v for k, v in values.items()}}
-    for override in overrides:
-        _apply(merged, override)
+    problems = [problem for override in overrides for problem in _apply(merged, override)]
     try:
-        return Recipe.model_validate(merged)
+        recipe = Recipe.model_validate(merged)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise InvalidRecipe("\n".join(f"recipe {source}: {_problem(detail)}" for detail in details)) from None
+        problems += [f"recipe {source}: {_problem(detail)}" for detail in details]
+        raise InvalidRecipe("\n".join(problems)) from None
+    if problems:
+        raise InvalidRecipe("\n".join(problems))
+    return recipe
 
 
 def _find(source: str) -> Path:
@@ -236,14 +243,15 @@ def _find(source: str) -> Path:
     raise InvalidRecipe(f"no recipe {source!r}: expected a YAML file or one of {', '.join(known)}{hint}")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> list[str]:
+    """Put ``override`` into ``values``, or say what is wrong with it."""
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise InvalidRecipe(f"--set {override!r}: expected key=value, for example --set steps=20")
+        return [f"--set {override!r}: expected key=value, for example --set steps=20"]
     try:
         value = yaml.safe_load(text)
     except _NOT_YAML:
-        raise InvalidRecipe(f"--set {override!r}: the value is not valid YAML") from None
+        return [f"--set {override!r}: the value is not valid YAML"]
     *parents, last = key.split(".")
     place = values
     for parent in parents:
@@ -252,6 +260,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         place = inner
     # YAML 1.1 reads 5e-4 as text; a number is meant.
     place[last] = _number(value)
+    return []
 
 
 def _number(value: Any) -> Any:

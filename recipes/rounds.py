@@ -25,6 +25,7 @@ from ..adapters import (
 )
 from ..adapters.encode import eos_id, pad_id
 from ..audits import answer_rows
+from .alternates import by_id, inherit
 from .bench import Bench
 from .data import RequestData
 from .prepare import TrainingRows, forget_rows, telling
@@ -108,6 +109,8 @@ def _rounds(
         progress.advance(1, note)
 
     for number in range(recipe.rounds):
+        # What the model still tells is to be preferred less than the same alternates as the row it answers.
+        alternates = inherit(by_id(rows.alternates), forget) if rows.alternates else None
         done = train(
             model,
             forget,
@@ -115,6 +118,7 @@ def _rounds(
             recipe.train_settings(number),
             pad_id=pad_id(tokenizer),
             eos_id=eos_id(tokenizer),
+            alternates=alternates,
             cache=cache,
             checkpoints=_checkpoints(work, number, cache.policy, recipe, forget, rows),
             report_to=report_to,
@@ -148,7 +152,7 @@ def _leaks(
     answers = answer_rows(model, tokenizer, prompts, bench.method)
     texts = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
     told = telling(items, dict(zip((item.id for item in items), texts, strict=True)), f"round-{number}")
-    return forget_rows(bench, told, recipe)
+    return forget_rows(bench, told, recipe, recipe.truncation)
 
 
 def _checkpoints(
@@ -163,5 +167,6 @@ def _checkpoints(
     if work is None:
         return None
     decides = (version("efface"), version("torch"), recipe.digest, policy, number, tuple(forget), rows.retain)
+    decides += (sorted(rows.alternates.items(), key=repr),)
     key = f"sha256:{hashlib.sha256(repr(decides).encode()).hexdigest()}"
     return Checkpoints(work.folder / f"round-{number}", key, work.every, work.resume)

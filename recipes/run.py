@@ -93,7 +93,15 @@ def unlearn(
     asked = request_data(registry, active)
     data = asked[request_id]
     others = _others(registry, request_id)
-    rows = training_rows(bench, data, recipe, others=others, progress=progress)
+    rows = training_rows(
+        bench,
+        data,
+        recipe,
+        others=others,
+        progress=progress,
+        alternates=recipe.train_settings().needs_alternates,
+        truncation=recipe.truncation,
+    )
     looked_at = probes(bench, asked, recipe, progress=progress)
     encode_probes(bench, looked_at)
     work = Workplace(registry.root / "work" / request_id, resume)

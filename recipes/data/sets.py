@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .rows import Row, read_rows, row_from_json, row_to_json
+from .read import Drawn, draw_rows
+from .rows import Row, row_from_json, row_to_json
+from .source import parse_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +30,42 @@ class RequestData:
     neighbours: tuple[Row, ...] = ()
 
 
-def load_request_data(forget: Path, retain: Sequence[Path], neighbours: Sequence[Path] = ()) -> RequestData:
-    """Read and cross-check the files of a request. Raises :class:`DataError` with all problems at once."""
-    problems: list[str] = []
-    stems: Counter[str] = Counter()
+def load_request_data(
+    forget: Path | str,
+    retain: Sequence[Path | str],
+    neighbours: Sequence[Path | str] = (),
+    *,
+    retain_limit: int | None = None,
+    seed: int = 0,
+    on_read: Callable[[Drawn], None] = lambda _drawn: None,
+) -> RequestData:
+    """Read and cross-check the sources of a request: files, folders or dataset ids (`parse_source`).
 
-    def read(path: Path, answers_required: bool) -> tuple[Row, ...]:
-        stems[path.stem] += 1
-        # keep/rows.jsonl beside forget/rows.jsonl: the second file's rows are rows.2-1, rows.2-2, …
-        name = path.stem if stems[path.stem] == 1 else f"{path.stem}.{stems[path.stem]}"
+    ``retain_limit`` rows are drawn of each retain source (`sample`, with ``seed``); ``on_read`` is told what
+    each source gave. Raises :class:`DataError` with all problems at once.
+    """
+    problems: list[str] = []
+    names: Counter[str] = Counter()
+
+    def read(written: Path | str, forgotten: bool, limit: int | None = None) -> tuple[Row, ...]:
         try:
-            return read_rows(path, answers_required=answers_required, name=name)
+            source = parse_source(written)
+            names[source.name] += 1
+            # keep/rows.jsonl beside forget/rows.jsonl: the second file's rows are rows.2-1, rows.2-2, …
+            name = source.name if names[source.name] == 1 else f"{source.name}.{names[source.name]}"
+            drawn = draw_rows(source, forget=forgotten, name=name, limit=limit, seed=seed)
         except DataError as error:
             problems.extend(error.problems)
             return ()
+        on_read(drawn)
+        return drawn.rows
 
+    if retain_limit is not None and retain_limit < 1:
+        raise DataError([f"expected a retain limit of at least 1, got {retain_limit}"])
     data = RequestData(
         read(forget, True),
-        tuple(row for path in retain for row in read(path, False)),
-        tuple(row for path in neighbours for row in read(path, False)),
+        tuple(row for source in retain for row in read(source, False, retain_limit)),
+        tuple(row for source in neighbours for row in read(source, False)),
     )
     if not retain:
         problems.append("no retain rows: without them forgetting damages everything else; give --retain FILE")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cli_kit import recipe_values
 
-from efface.adapters import Encoded, Item
+from efface.adapters import Encoded, Item, ModelError
 from efface.audits import Probe
 from efface.recipes import (
     Bench,
@@ -29,6 +29,7 @@ from efface.recipes import (
     training_rows,
     unlearn,
 )
+from efface.recipes.bench import encode_probes
 from efface.recipes.prepare import scope_of, telling
 from efface.registry import Registry, open_request
 
@@ -308,6 +309,14 @@ def test_rows_that_were_measured_are_not_measured_again(bench: Bench) -> None:
     ]
     assert {row.request for row in again.rows} == {"req-9"}
     assert len(fresh.scores) == held
+
+
+def test_every_probe_that_is_too_long_is_named_at_once(bench: Bench) -> None:
+    long = FORGET.model_copy(update={"completion": "a city " * 40, "paraphrases": ("a play " * 40,)})
+    rows = looked_at(bench, request(KEPT, forget=[long]))
+    with pytest.raises(ModelError) as caught:
+        encode_probes(bench, rows)
+    assert [line.split("'")[1] for line in str(caught.value).splitlines()] == ["f", "f/p1"]
 
 
 def test_the_base_is_asked_once(bench: Bench) -> None:

@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {  # a valid value of each key that is not its default
     "own_answers": False,
     "chat": "never",
     "max_length": 64,
+    "truncation": "answer",
     "max_new_tokens": 8,
     "audit_retain_rows": 8,
     "seed": 1,
@@ -269,6 +270,18 @@ def test_what_does_not_go_together_is_refused() -> None:
     assert "expected retain_term nll, got kl" in found
     (found,) = problems("npo", ["stop={}", "retain_term=none"])
     assert "a retain_drop budget needs retain rows" in found
+
+
+def test_malformed_overrides_and_invalid_keys_come_at_once() -> None:
+    found = problems("npo", ["steps", "beta=[1", "stpes=3", "rank=0", "=1"])
+    assert [problem.split(": ")[0] for problem in found] == [
+        "--set 'steps'",
+        "--set 'beta=[1'",
+        "--set '=1'",
+        "recipe npo",
+        "recipe npo",
+    ]
+    assert problems("npo", ["steps"]) == ["--set 'steps': expected key=value, for example --set steps=20"]
 
 
 def test_gates_that_show_no_forgetting_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cli_kit import jsonl
 
 from efface.recipes.data import Row, read_rows
-from efface.recipes.data.rows import MAX_LINE_BYTES
+from efface.recipes.data.files import MAX_LINE_BYTES
 from efface.recipes.errors import DataError
 
 CANARY = "zebra-zeppelin"  # stands in every text of a bad row; no message may hold it
@@ -90,6 +90,7 @@ def test_tofu_as_it_is(tmp_path: Path) -> None:
         completion="She.",
         paraphrases=("By whom?",),
         perturbed=("He.", "They."),
+        paraphrased_answer=("It was she.",),
     )
 
 
