@@ -11,7 +11,7 @@ from rich.markup import escape
 from ..registry import BrokenRegistry, GateFailed, RegistryError
 from .output import talk
 
-CHECK_FAILED, BAD_INPUT, BROKEN_REGISTRY = 1, 2, 3
+CHECK_FAILED, BAD_INPUT, BROKEN_REGISTRY, INTERRUPTED = 1, 2, 3, 130
 _CHECK_TYPES = ("TrainingError", "GateNotMet")
 _BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError")
 

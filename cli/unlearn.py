@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..registry import Registry, active_release, get_request
+from .failure import INTERRUPTED
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -52,7 +53,9 @@ def unlearn(
     """Train, audit and seal the adapter of one request; prints its digest.
 
     Exit 1 when the audit's gates fail: the adapter is sealed as evidence, but no release will take its audit.
+    Ctrl-C ends a run after its step with a checkpoint (a second one at once); --resume goes on to the same adapter.
     """
+    from ..adapters.errors import Interrupted
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.run import unlearn as train_request
@@ -63,17 +66,21 @@ def unlearn(
         below = active_release(reg, on).composition if on else None
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
-        done = train_request(
-            reg,
-            request_id,
-            bench,
-            chosen,
-            actor=actor,
-            on=below,
-            resume=resume,
-            report_to=report_to,
-            progress=bars,
-        )
+        try:
+            done = train_request(
+                reg,
+                request_id,
+                bench,
+                chosen,
+                actor=actor,
+                on=below,
+                resume=resume,
+                report_to=report_to,
+                progress=bars,
+            )
+        except Interrupted as stop:
+            talk.print(f"{stop}: nothing is registered yet")
+            raise typer.Exit(INTERRUPTED) from None
     write_reports(done.report, html, json, reveal)
     record = {
         "adapter": done.adapter.digest,

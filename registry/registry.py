@@ -4,6 +4,7 @@
 <root>/blobs/sha256/     adapters, manifests, audit reports
 <root>/vault/            what requests ask to forget, encrypted
 <root>/cache/            adapter folders put together from blobs; may be deleted at any time
+<root>/work/             checkpoints of training runs that did not end (efface.recipes); may be deleted at any time
 """
 
 from __future__ import annotations

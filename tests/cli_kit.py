@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,11 @@ runpy.run_module("efface.cli", run_name="__main__", alter_sys=True)
 """
 
 
-def stopped(stop: int, phase: str, after: float, *arguments: object, scratch: Path) -> tuple[int, list[str]]:
-    """Start the command as a process and send it `stop` `after` seconds into a phase that it names on stderr.
+def stopped(
+    stop: int, phase: str, after: float | Callable[[], bool], *arguments: object, scratch: Path
+) -> tuple[int, list[str]]:
+    """Start the command as a process and send it `stop` `after` seconds into a phase that it names on stderr, or
+    once `after()` says so.
 
     Returns how it ended and every line it wrote there. `scratch` takes the temporary files it may leave.
     """
@@ -111,11 +114,19 @@ def stopped(stop: int, phase: str, after: float, *arguments: object, scratch: Pa
         for line in child.stderr:
             lines.append(line.rstrip())
             if line.startswith(phase):
-                time.sleep(after)
+                _wait(after, child)
                 os.killpg(child.pid, stop)
                 break
         lines += [line.rstrip() for line in child.stderr]
     return child.returncode, lines
+
+
+def _wait(after: float | Callable[[], bool], child: "subprocess.Popen[str]") -> None:
+    if not callable(after):
+        time.sleep(after)
+        return
+    while not after() and child.poll() is None:
+        time.sleep(0.01)
 
 
 def jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

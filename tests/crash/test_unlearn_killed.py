@@ -1,6 +1,7 @@
 """`efface unlearn` killed while it asks the base, trains, seals or audits: the registry verifies, and it runs again."""
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ LONG = 400  # steps: more than two seconds
 # Phase, seconds into it, steps, and which phase must not have begun.
 MOMENTS = {
     "asking": ("Asking the base", 0.0, 3, "Sealing"),
-    "training": ("Training", 0.6, LONG, "Sealing"),
+    "training": ("Training", 0.0, LONG, "Sealing"),
     "sealing": ("Sealing", 0.0, 3, "Done"),
     "auditing": (f"Measuring {REQUEST} alone", 0.0, 3, "Done"),
 }
@@ -40,6 +41,10 @@ def state(registry: Path) -> dict[str, Any]:
     return efface("request", "show", REQUEST, "--registry", registry, "--format", "json").json
 
 
+def a_checkpoint_exists(registry: Path) -> bool:
+    return any((registry / "work").glob("*/round-0/checkpoint-*/efface.json"))
+
+
 def interrupted(tmp_path: Path, model: Path, stop: int, moment: str) -> tuple[list[object], Path]:
     """The command and its registry, of a run that the signal ended at its moment.
 
@@ -52,15 +57,19 @@ def interrupted(tmp_path: Path, model: Path, stop: int, moment: str) -> tuple[li
         scratch.mkdir()
         command = opened(root, model, steps)
         before = contents(root / "registry")
+        if moment == "training":
+            after = partial(a_checkpoint_exists, root / "registry")
         code, lines = stopped(stop, phase, after, *command, scratch=scratch)
         if any(line.startswith(later) for line in lines):
             continue
         assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[stop], lines
         assert not any("Traceback" in line for line in lines)
         if moment in ("asking", "training"):
-            assert contents(root / "registry") == before
+            assert without_work(contents(root / "registry")) == before
         if stop == signal.SIGINT:
             assert list(scratch.iterdir()) == []
+            if moment == "training":
+                assert any("go on with --resume" in line for line in lines)
         return command, root / "registry"
     pytest.fail("the signal came too late in five runs")
 
@@ -79,7 +88,49 @@ def test_sigkill(tmp_path: Path, tiny_llama: Path, moment: str) -> None:
     whole(registry)
 
 
-def test_an_interrupt_stops_in_order_and_writes_nothing(tmp_path: Path, tiny_llama: Path) -> None:
+def without_work(files: dict[str, Any]) -> dict[str, Any]:
+    """What the registry holds besides checkpoints."""
+    return {name: file for name, file in files.items() if name.split("/")[0] != "work"}
+
+
+def uninterrupted(tmp_path: Path, model: Path) -> str:
+    """The digest of the adapter of a run that nothing ended."""
+    (tmp_path / "whole").mkdir()
+    ran = efface(*opened(tmp_path / "whole", model, LONG))
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / "whole" / "registry" / "work" / REQUEST).exists()
+    return ran.out.strip()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_ended_goes_on_to_the_same_adapter(
+    tmp_path: Path, tiny_llama: Path, stop: signal.Signals
+) -> None:
+    command, registry = interrupted(tmp_path, tiny_llama, stop, "training")
+    work = registry / "work" / REQUEST / "round-0"
+    found = sorted(int(path.name.split("-")[1]) for path in work.glob("checkpoint-*"))
+    assert 0 < found[-1] < LONG
+    if stop == signal.SIGKILL:
+        whole(registry)
+    resumed = efface(*command, "--resume", "--format", "json")
+    assert resumed.code == 0, resumed.err
+    # The manifest names recipe, rows, losses and weights: one digest says that all of them are the same.
+    assert resumed.json["adapter"] == uninterrupted(tmp_path, tiny_llama)
+    assert not work.exists()
+    whole(registry)
+
+
+def test_an_interrupt_says_how_to_go_on_and_registers_nothing(tmp_path: Path, tiny_llama: Path) -> None:
     _, registry = interrupted(tmp_path, tiny_llama, signal.SIGINT, "training")
     assert state(registry)["state"] == "RECEIVED"
     whole(registry)
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    command, registry = interrupted(tmp_path, tiny_llama, signal.SIGINT, "training")
+    before = contents(registry)
+    ran = efface(*command, "--resume", "--set", "learning_rate=1e-3")
+    assert ran.code == 1
+    assert "start again without --resume" in ran.err
+    assert contents(registry) == before
+    assert efface(*command, "--set", "learning_rate=1e-3", "--set", "steps=3").code == 0
