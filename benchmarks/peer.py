@@ -2,9 +2,10 @@
 
     python benchmarks/peer.py --peer CHECKOUT --data TOFU_JSON_FOLDER --model MODEL_FOLDER
 
-CHECKOUT: https://github.com/locuslab/open-unlearning at commit d3d7cf9. Its NPO runs whole (dataset, collator, trainer, loss, full
-fine-tuning, deep-copied reference, bf16); `peer_sides.py` says which absent imports are stubbed. One interleaved run: each round
-starts every side once in a fresh process on the round's own rows, and ratios are taken inside a round. Prints one JSON.
+CHECKOUT: https://github.com/locuslab/open-unlearning at commit d3d7cf9. Its NPO runs whole (dataset, collator, trainer,
+loss, full fine-tuning, deep-copied reference, bf16); `peer_sides.py` stubs the imports of it that are absent. One
+interleaved run: each round starts every side once in a fresh process on the round's own rows, and ratios are taken
+inside a round. Prints one JSON.
 """
 
 import argparse
@@ -24,16 +25,21 @@ COMMIT = "d3d7cf9"
 TYPICAL_STEPS = 40
 HERE = Path(__file__).parent
 NOTES = (
-    "Each process: the same forget and retain rows of TOFU at every step, as the peer's dataset tokenizes them through the model's "
-    "chat template; the first two steps are left out. Seconds run from one point of a step to the same point of the next.",
-    "peer: bf16 weights under bf16 autocast, its NPO's defaults (beta 0.1, NLL, gradient checkpointing off). Its Llama configuration "
-    "asks for flash_attention_2 and paged_adamw_32bit, which need CUDA: here torch's sdpa and adamw_torch, whose two states are "
-    "bf16 like the weights (its own would be fp32: 0.5 GiB more for 135M parameters).",
-    "efface: LoRA of rank 16 on every linear layer, float32 masters; base and compute in bf16, or base in NF4 (double quantization).",
-    f"efface asks the reference once before training, the peer in every step. 'with reference' adds the reference over forget01's "
-    f"40 rows divided by {TYPICAL_STEPS} steps.",
+    "Each process: the same forget and retain rows of TOFU at every step, as the peer's dataset tokenizes them through "
+    "the model's chat template; the first two steps are left out. Seconds run from one point of a step to the same "
+    "point of the next.",
+    "peer: bf16 weights under bf16 autocast, its NPO's defaults (beta 0.1, NLL, gradient checkpointing off). Its Llama "
+    "configuration asks for flash_attention_2 and paged_adamw_32bit, made for CUDA: here sdpa and adamw_torch, "
+    "whose two states are bf16 like the weights (the other:  fp32: 0.5 GiB more for 135M parameters). Its trainer, "
+    "loss and collator run whole under transformers 5; three shims: `compute_loss` drops `num_items_in_batch`, the "
+    "chat template answers with a list, and absent omegaconf and deepspeed are empty modules.",
+    "efface: LoRA of rank 16 on every linear layer, float32 masters; base in bf16, or in NF4 (double quantization) "
+    "with bf16 compute.",
+    "efface asks the reference once before training, the peer in every step. 'with reference' adds the reference over "
+    f"forget01's 40 rows divided by {TYPICAL_STEPS} steps.",
     "Memory: peak resident set (ru_maxrss) of the whole process, loading included; 'above imports' leaves out what the "
-    "libraries take before a model is loaded (the same imports on every side).",
+    "libraries take before a model is loaded (the same imports on every side). The highest of the rounds.",
+    "Where the machine is shared, read the CPU seconds: wall time then counts other processes too.",
 )
 
 
@@ -194,9 +200,9 @@ def markdown(result: Found) -> str:
             f"| {name} | {wall['median']:.2f} ({wall['min']:.2f}–{wall['max']:.2f}) | {cpu['median']:.2f} | "
             f"{s['peak_gib']:.2f} | {s['above_imports_gib']:.2f} | {s['trained_parameters']:,} | {s['n']} |"
         )
-    lines += ["", "| efface / peer, same round | wall | wall with reference | CPU | peak | above imports |"]
+    lines += ["", "| efface / peer, same round | wall | CPU | CPU with reference | peak | above imports |"]
     lines += ["|---|---|---|---|---|---|"]
-    keys = ("wall_s", "wall_s_with_reference", "cpu_s", "peak_gib", "above_imports_gib")
+    keys = ("wall_s", "cpu_s", "cpu_s_with_reference", "peak_gib", "above_imports_gib")
     for side, r in result["ratios"].items():
         shown = [f"{r[key]['median']:.2f} ({r[key]['min']:.2f}–{r[key]['max']:.2f})" for key in keys]
         lines.append(f"| {side} | " + " | ".join(shown) + " |")
@@ -206,7 +212,10 @@ def markdown(result: Found) -> str:
         if "reference_once" in s
     )
     title = f"# NPO step: efface against open-unlearning {result['peer_commit']}, CPU"
-    about = f"{result['date']}, {result['machine']}, {result['threads']} thread(s), load {result['load_average']:.1f}. `{result['command']}`"
+    about = (
+        f"{result['date']}, {result['machine']}, {result['threads']} thread(s), load {result['load_average']:.1f}. "
+        f"`{result['command']}`"
+    )
     sizes = f"Tokens a step, by round: {json.dumps(result['tokens'])}. Reference over 40 rows, once: {once}."
     notes = [f"- {note}" for note in result["notes"]]
     return "\n".join([title, "", about, "", *lines, "", sizes, "", *notes]) + "\n"

@@ -1,6 +1,6 @@
-"""One side of `benchmarks/peer.py` in a process of its own: `python peer_sides.py '{"side": "nf4", …}'`, one JSON line out.
+"""One side of `benchmarks/peer.py` in a process of its own: `python peer_sides.py JOB.json` prints one JSON line.
 
-Each step sees the same rows, in whatever order the side's own trainer shuffles them: padding is the same at every step.
+Each step sees the same rows, in whatever order the side's own trainer shuffles them: padding is the same at each.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def peak_kib() -> int:
 
 def figures(marks: Marks, before: int, first_loss: float, trained: int) -> Job:
     """Seconds between consecutive marks after the first two steps, and memory; ``before``: after the imports."""
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks[1:], marks[2:], strict=False)]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks[1:])]
     peak = peak_kib()
     return {
         "wall_s": [wall for wall, _ in steps],
