@@ -30,7 +30,7 @@ NOTES = (
     "point of the next.",
     "peer: bf16 weights under bf16 autocast, its NPO's defaults (beta 0.1, NLL, gradient checkpointing off). Its Llama "
     "configuration asks for flash_attention_2 and paged_adamw_32bit, made for CUDA: here sdpa and adamw_torch, "
-    "whose two states are bf16 like the weights (the other:  fp32: 0.5 GiB more for 135M parameters). Its trainer, "
+    "whose two states are bf16 like the weights (its own are fp32: 0.5 GiB more for 135M parameters). Its trainer, "
     "loss and collator run whole under transformers 5; three shims: `compute_loss` drops `num_items_in_batch`, the "
     "chat template answers with a list, and absent omegaconf and deepspeed are empty modules.",
     "efface: LoRA of rank 16 on every linear layer, float32 masters; base in bf16, or in NF4 (double quantization) "
