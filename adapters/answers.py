@@ -13,7 +13,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from .encode import Encoded, collate
-from .logprobs import AnswerLogprobs, Head, answer_hidden, token_logprobs, unflatten
+from .logprobs import (
+    AnswerLogprobs,
+    Head,
+    answer_hidden,
+    hidden_logprobs,
+    token_logprobs,
+    unflatten,
+)
 from .objectives import layer_module
 
 
@@ -38,8 +45,10 @@ class Answers:
 
     @cached_property
     def logps(self) -> AnswerLogprobs:
-        """Log-probabilities of the answer tokens, by row."""
-        return unflatten(token_logprobs(self.logits, self.targets), self.lengths)
+        """Log-probabilities of the answer tokens, by row; without keeping logits that nobody else asked for."""
+        if "logits" in self.__dict__:
+            return unflatten(token_logprobs(self.logits, self.targets), self.lengths)
+        return unflatten(hidden_logprobs(self.hidden, self.head, self.targets), self.lengths)
 
     def rows(self, start: int, end: int) -> Answers:
         """Rows ``start`` to ``end`` alone."""
@@ -58,7 +67,7 @@ def answers(model: PeftModel, rows: Sequence[Encoded], pad_id: int, *, layer: in
     """One forward of ``model`` as it stands over ``rows``."""
     batch = collate(rows, pad_id).to(model.device)
     with _listening(model, layer) as heard:
-        hidden, targets, head = answer_hidden(model, batch)
+        hidden, targets, head = answer_hidden(model, batch, pack=layer is None)
     lengths = batch.answer_mask.sum(-1)
     if layer is None:
         return Answers(hidden, targets, lengths, head, hidden.new_empty(0))

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .encode import Batch
 from .errors import ModelError
+from .packed import can_pack, decode
 
 Head = Callable[[Tensor], Tensor]
 
@@ -39,17 +40,20 @@ class AnswerLogprobs:
         return self.mask.sum(-1)
 
 
-def answer_hidden(model: PreTrainedModel | PeftModel, batch: Batch) -> tuple[Tensor, Tensor, Head]:
+def answer_hidden(
+    model: PreTrainedModel | PeftModel, batch: Batch, *, pack: bool = True
+) -> tuple[Tensor, Tensor, Head]:
     """One forward through the decoder: hidden states [N, H] that predict the N answer tokens, their ids [N],
     and the output head that turns hidden states into logits.
 
-    Tokens that all rows begin with go through the decoder once (see :func:`shared_prefix`).
+    Tokens that all rows begin with go through the decoder once (see :func:`shared_prefix`), and padding not at
+    all where `packed` knows the model; ``pack=False`` keeps [B, T, H] inside it, for hooks on its layers.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise ModelError(f"{type(causal).__name__} has no output head: expected a causal language model")
-    hidden, start = _decode(decoder, batch)
+    hidden, start = _decode(decoder, batch, pack)
     targets = batch.answer_mask[:, 1:]
     return hidden[:, :-1][targets[:, start:]], batch.input_ids[:, 1:][targets], head
 
@@ -65,13 +69,16 @@ def shared_prefix(batch: Batch) -> int:
     return max(0, min(int(same.int().cumprod(0).sum()), first_answer - 1))
 
 
-def _decode(decoder: Any, batch: Batch) -> tuple[Tensor, int]:
+def _decode(decoder: Any, batch: Batch, pack: bool) -> tuple[Tensor, int]:
     """Last hidden states [B, T - start, H], and ``start``: the length of the prefix they leave out.
 
     The shared prefix is run once for all rows, and gradients come back to it from each: the function of a plain
     forward, up to the order of floating-point sums.
     """
     start = shared_prefix(batch) if len(batch.input_ids) > 1 else 0
+    if pack and can_pack(decoder):
+        start = start if start >= WORTH_SHARING else 0
+        return decode(decoder, batch, start), start
     recomputes = getattr(decoder, "gradient_checkpointing", False) and decoder.training
     if start >= WORTH_SHARING and not recomputes:
         prefix = decoder(input_ids=batch.input_ids[:1, :start], use_cache=True)
@@ -118,3 +125,36 @@ def unflatten(flat: Tensor, lengths: Tensor) -> AnswerLogprobs:
     mask = torch.arange(int(lengths.max()), device=flat.device)[None] < lengths[:, None]
     padded = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
     return AnswerLogprobs(padded.masked_scatter(mask, flat), mask)
+
+
+def hidden_logprobs(hidden: Tensor, head: Any, targets: Tensor) -> Tensor:
+    """:func:`token_logprobs` of ``head(hidden)``, hidden states [N, H], without keeping logits [N, V].
+
+    For a head that is a frozen linear layer the derivative by each hidden state is one vector, found in the same
+    pass; anything else takes the plain way.
+    """
+    bias: Any = getattr(head, "bias", None)
+    if type(head) is not torch.nn.Linear or bias is not None or head.weight.requires_grad:
+        return token_logprobs(head(hidden), targets)
+    return _HiddenLogprobs.apply(hidden, head.weight, targets)
+
+
+class _HiddenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        found, slopes = torch.empty(len(hidden), device=hidden.device), torch.empty_like(hidden)
+        for i in range(0, len(hidden), 128):
+            part = slice(i, i + 128)
+            z, y = (hidden[part] @ weight.t()).float(), targets[part, None]
+            normaliser = z.logsumexp(-1, keepdim=True)
+            found[part] = (z.gather(-1, y) - normaliser).squeeze(-1)
+            if ctx.needs_input_grad[0]:
+                p = z.sub_(normaliser).exp_().to(hidden.dtype)
+                slopes[part] = weight[targets[part]] - p @ weight
+        ctx.save_for_backward(slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (slopes,) = ctx.saved_tensors
+        return (grad[:, None] * slopes).to(slopes.dtype), None, None

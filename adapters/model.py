@@ -113,6 +113,8 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     # It decides answers (a repetition penalty, say) and is not in the fingerprint.
     model.generation_config = GenerationConfig()
     keep_nf4_unpacked(model)
+    if quantization in ("nf4", "int8"):
+        release_file(model)
     model.requires_grad_(False).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -130,6 +132,13 @@ def keep_nf4_unpacked(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def release_file(model: torch.nn.Module) -> None:
+    """Copy what was not quantized out of the memory-mapped file: one view of it keeps all its pages resident."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def resolve(source: str | Path) -> Path:

@@ -27,6 +27,7 @@ from .answers import answers
 from .checkpoint import WEIGHTS, Checkpoints, clear, newest, put_weights, read_tensors, write_weights
 from .encode import Encoded
 from .errors import Interrupted, TrainingError
+from .fast import fast
 from .finished import finish, finished
 from .losses import losses
 from .objectives import Dual
@@ -105,7 +106,7 @@ def train(
         trainer.remove_callback(ProgressCallback)
         resumed = newest(checkpoints) if checkpoints and checkpoints.resume else None
         try:
-            with interruptible(run), _memory_named(settings):
+            with interruptible(run), _memory_named(settings), fast(model):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         finally:
             model.eval()
