@@ -7,7 +7,8 @@ Dataset scripts are never run: `datasets` 4 and later cannot.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -28,24 +29,41 @@ def read_dataset(source: Source) -> Iterator[Record]:
         raise DataError([f"{source.text}: cannot be read: Is a directory without data files"])
     if source.path and not source.path.exists():
         raise DataError([f"{source.text}: cannot be read: No such file or directory"])
-    rows, number = _split(source, _load(source)), 0
-    blank = rows.info.builder_name == "csv"
+    datasets, number = _library(source), 0
     try:
-        for number, row in enumerate(rows, 1):
-            yield number, _record(source, row, blank)
+        with _quiet(datasets.logging):
+            rows = _split(source, _load(datasets, source))
+            blank = rows.info.builder_name == "csv"
+            for number, row in enumerate(rows, 1):
+                yield number, _record(source, row, blank)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - its readers raise anything, and their messages quote the row
         raise DataError([f"{source.text}:{number + 1}: cannot be read ({type(error).__name__})"]) from None
 
 
-def _load(source: Source) -> Any:
+def _library(source: Source) -> Any:
     try:
         import datasets
     except ImportError:
         raise DataError(
             [f"{source.text}: reading it needs the `datasets` library: pip install 'efface[data]'"]
         ) from None
+    return datasets
+
+
+@contextmanager
+def _quiet(log: Any) -> Generator[None]:
+    """Keep the library's log off stderr: what it says of a broken file may quote the row."""
+    before = log.get_verbosity()
+    log.set_verbosity(log.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+
+
+def _load(datasets: Any, source: Source) -> Any:
     path = source.path
     try:
         if path and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):

@@ -55,7 +55,7 @@ def parse_source(written: str | Path) -> Source:
     malformed id or unknown options; that something is absent is found when it is read.
     """
     text, path = str(written), Path(written).expanduser()
-    if isinstance(written, Path) or (path.exists() and not text.startswith("hf:")):
+    if isinstance(written, Path) or path.exists():
         return Source(text, path)
     head, mark, query = text.partition("?")
     at = Path(head).expanduser()

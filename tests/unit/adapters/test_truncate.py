@@ -130,9 +130,10 @@ def test_focus_on_a_cut_answer(changed: PreTrainedTokenizerBase) -> None:
     document = Item("d", "", "paris paris paris rowling in paris", ("rowling",))
     row = encode(changed, document, chat=False, max_length=5, truncation="answer")
     assert focus(changed, row, document).counted == (False, False, True, False)
-    same = Item("s", "", "paris paris paris", ("paris",))
-    row = encode(changed, same, chat=False, max_length=2, truncation="answer")
-    assert focus(changed, row, same).counted == (True,)
+    # What is left of the answer is also how the text begins: the first "paris" is context, the second counts.
+    again = Item("s", "", "paris paris tokyo", ("paris tokyo",))
+    row = encode(changed, again, chat=False, max_length=2, truncation="answer")
+    assert focus(changed, row, again).counted == (True,)
 
 
 def test_every_row_that_cannot_be_encoded_is_named_at_once(changed: PreTrainedTokenizerBase) -> None:

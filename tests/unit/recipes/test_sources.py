@@ -171,6 +171,19 @@ def test_a_broken_array_and_a_broken_parquet(tmp_path: Path) -> None:
     assert refused(table)[0].startswith(f"{table}")
 
 
+def test_a_reader_that_quotes_the_row_is_not_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "train.jsonl").write_text(f'{{"text": "a"}}\n{{"{CANARY}": 1, "{CANARY}": 2}}\n', "utf-8")
+    with pytest.raises(Exception, match=CANARY):
+        list(datasets.load_dataset(str(tmp_path), split="train", streaming=True))
+    assert CANARY in caplog.text
+    caplog.clear()
+    assert refused(tmp_path) == [f"{tmp_path}:1: cannot be read (ArrowInvalid)"]
+    assert caplog.text == ""
+    assert datasets.logging.get_verbosity() == datasets.logging.WARNING
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "absent.parquet")[0]
     assert "Is a directory without data files" in refused(tmp_path)[0]
