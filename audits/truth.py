@@ -8,6 +8,7 @@ model was trained with it. Input that cannot be scored raises `MetricError`; no 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,7 @@ def forget_quality(
         raise MetricError(
             f"forget_quality: expected the same rows under both models, got {ours.size} and {theirs.size}"
         )
-    found = ks_2samp(ours, theirs)
+    found: Any = ks_2samp(ours, theirs)
     gaps = _gaps(ours, theirs)
 
     def statistic(rows: FloatArray) -> FloatArray:

@@ -112,7 +112,15 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         "date": about["date"],
     }
     found |= {"versions": about["versions"], "table": rows}
-    (given.out / "tofu-cpu.md").write_text(page(rows, command=command, split=sizes(bench.split), about=about))
+    how = Memorising()
+    text = page(
+        rows,
+        command=command,
+        split=sizes(bench.split),
+        memorising=f"{how.epochs} epochs, batches of {how.batch}, AdamW at {how.learning_rate:g}",
+        about=about,
+    )
+    (given.out / "tofu-cpu.md").write_text(text, encoding="utf-8")
     (given.out / "tofu-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -160,19 +168,10 @@ def _timed(one: Run, bench: Bench, *, again: bool = False) -> dict[str, Any]:
 
             found = perform(one, bench, told)
         talk.print(f"{name}: {time.monotonic() - started:.1f} s", markup=False)
-    keys = (
-        "label",
-        "precision",
-        "seed",
-        "forget",
-        "retain",
-        "authors",
-        "world",
-        "utility",
-        "seconds",
-        "training",
-    )
-    return {"file": str(one.file(bench)), **{key: found[key] for key in keys if key in found}}
+    figures = {
+        key: value for key, value in found.items() if key not in ("answers", "truth_ratios", "versions")
+    }
+    return {"file": str(one.file(bench)), **figures}
 
 
 def _point(found: Any) -> str:
@@ -186,7 +185,8 @@ def _spelled(given: argparse.Namespace) -> list[str]:
     precision = ["--precision", given.precision] if given.precision else []
     overrides = [part for value in given.set for part in ("--set", value)]
     seeds = [str(seed) for seed in given.seeds]
-    return ["--data DIR", "--recipes", *map(str, given.recipes), "--seeds", *seeds, *precision, *overrides]
+    recipes = [Path(name).name for name in given.recipes]
+    return ["--data DIR", "--recipes", *recipes, "--seeds", *seeds, *precision, *overrides]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -55,8 +55,9 @@ def targets(record: Record, against: Against) -> dict[str, bool]:
 
 def summary(name: str, runs: Sequence[Record], against: Against) -> dict[str, Any]:
     """One row as data: for each figure its median, lowest and highest over ``runs``, and the targets met."""
-    columns = (*COLUMNS, *(COSTS if all("training" in run for run in runs) else ()))
-    met = [targets(run, against) for run in runs]
+    unlearned = all("training" in run for run in runs)
+    columns = (*COLUMNS, *(COSTS if unlearned else ()))
+    met = [targets(run, against) for run in runs] if unlearned else []
     ordered = sorted(runs, key=COLUMNS[4][1])
     quality = ordered[(len(ordered) - 1) // 2]["forget"]["quality"]
     return {
@@ -69,12 +70,19 @@ def summary(name: str, runs: Sequence[Record], against: Against) -> dict[str, An
             "low": quality["low"],
             "high": quality["high"],
         },
-        "met": {key: sum(one[key] for one in met) for key in met[0]},
+        "met": {key: sum(one[key] for one in met) for key in (met[0] if met else ())},
         "met_all": sum(all(one.values()) for one in met),
     }
 
 
-def page(rows: Sequence[Mapping[str, Any]], *, command: str, split: Mapping[str, int], about: Record) -> str:
+def page(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    command: str,
+    split: Mapping[str, int],
+    memorising: str,
+    about: Record,
+) -> str:
     """The markdown page of the summaries ``rows``, Full and Retain first."""
     digits = {label: places for label, _, places in (*COLUMNS, *COSTS)}
     labels = [label for label, _, _ in (*COLUMNS, *COSTS)]
@@ -82,7 +90,7 @@ def page(rows: Sequence[Mapping[str, Any]], *, command: str, split: Mapping[str,
     lines = [
         "# TOFU on SmolLM2-135M-Instruct, CPU subset",
         "",
-        *_preamble(command, split, about),
+        *_preamble(command, split, memorising, about),
         "",
         _line(head),
         _line(["---"] * len(head)),
@@ -93,13 +101,13 @@ def page(rows: Sequence[Mapping[str, Any]], *, command: str, split: Mapping[str,
     return "\n".join(lines) + "\n"
 
 
-def _preamble(command: str, split: Mapping[str, int], about: Record) -> list[str]:
+def _preamble(command: str, split: Mapping[str, int], memorising: str, about: Record) -> list[str]:
     sizes = ", ".join(f"{count} {name}" for name, count in split.items())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return [
         f"Measured {about['date']} with `{command}` on {about['machine']}; {versions}.",
         f"Rows: {sizes}. The models before (Full) and without the forget rows (Retain) are full fine-tunings of the "
-        "same base; runs are LoRAs on Full, which is loaded at the precision named in each row.",
+        f"same base ({memorising}); runs are LoRAs on Full, which is loaded at the precision named in each row.",
     ]
 
 
@@ -110,9 +118,10 @@ def _notes() -> list[str]:
         f"{RETAIN_KEPT:g} of Full's; **fluent** n-gram entropy at least {FLUENCY_KEPT:g} of Retain's and at most "
         f"{MORE_GIBBERISH:g} more gibberish. The count is of seeds that meet each, and all three at once.",
         "",
-        "ES: extraction strength. Truth ratio: on forget rows 1 is best, on the others 1 - ratio, more is better (retain rows: three of TOFU's five perturbed answers). KS: "
-        "truth ratios of the forget rows against Retain's; p is TOFU's forget quality, comparable only at this number "
-        "of rows. Utility: harmonic mean of TOFU's nine figures, on the subsets above, not on the whole sets. "
+        "ES: extraction strength. Truth ratio: on forget rows 1 is best, on the others 1 - ratio, more is better "
+        "(retain rows: against three of TOFU's five perturbed answers). KS: truth ratios of the forget rows against "
+        "Retain's; p is TOFU's forget quality, comparable only at this number of rows. Utility: harmonic mean of "
+        "TOFU's nine figures, on the subsets above, not on the whole sets. "
         "Gibberish: share of forget answers without a letter, going in circles, or very odd to the original model. "
         "Peak: resident memory while training (of the GPU where one is used). Definitions: `audits/truth.py`, "
         "`audits/metrics.py`, `benchmarks/tofu_protocol/evaluate.py`.",
@@ -127,7 +136,7 @@ def _cells(row: Mapping[str, Any], labels: Sequence[str], digits: Mapping[str, i
         str(n),
         *(_cell(row["figures"].get(label), digits[label]) for label in labels),
         f"{interval['low']:.2f} to {interval['high']:.2f}",
-        f"**{row['met_all']}/{n}**: {met}",
+        f"**{row['met_all']}/{n}**: {met}" if met else "–",
     ]
 
 
