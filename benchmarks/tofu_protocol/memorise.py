@@ -5,7 +5,9 @@ Full fine-tuning by TRL's `SFTTrainer`, loss on the answer alone, through the mo
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -55,7 +57,8 @@ def _train(base: Path, rows: Sequence[Row], how: Memorising, folder: Path) -> No
             train_dataset=_conversations(rows),
             processing_class=tokenizer,
         )
-        trainer.train()
+        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its losses
+            trainer.train()
     log = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # In the precision that it is loaded with: the file is what the benchmark's base is.
     trainer.model.to(torch.bfloat16).save_pretrained(folder)
