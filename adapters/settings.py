@@ -157,6 +157,3 @@ def _agreement(s: TrainSettings) -> Iterator[str]:
         yield f"a constraint bounds the retain NLL: expected retain_term nll, got {s.retain_term}"
     if s.constraint is not None and not s.constraint.slack > 0:
         yield f"expected a positive slack of the constraint, got {s.constraint.slack}"
-    stop = s.stop
-    if stop is not None and stop.retain_drop is not None and not s.reads_retain:
-        yield "a retain_drop budget needs retain rows: give alpha > 0 and a retain term, or stop.retain_drop null"

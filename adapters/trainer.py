@@ -93,7 +93,7 @@ def train(
             return TrainResult(*done)
     with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch, _checkpointing(model, settings):
         folder = checkpoints.folder if checkpoints else Path(scratch)
-        run = _prepare(model, steps, settings, pad_id, eos_id, cache, checkpoints)
+        run = _prepare(model, steps, tuple(retain), settings, pad_id, eos_id, cache, checkpoints)
         trainer = UnlearnTrainer(
             model=model,
             args=_arguments(settings, folder, report_to, checkpoints),
@@ -164,6 +164,7 @@ class UnlearnTrainer(Trainer):
 def _prepare(
     model: PeftModel,
     steps: Steps,
+    retain: Rows,
     settings: TrainSettings,
     pad_id: int,
     eos_id: int | None,
@@ -174,7 +175,7 @@ def _prepare(
         reference = ask_reference(model, steps, settings, pad_id=pad_id, cache=cache)
         dual = _dual(model, steps, settings, pad_id)
         rules = settings.stop
-        prober = Prober.of(steps.forget, steps.retain, rules, pad_id, eos_id) if rules else None
+        prober = Prober.of(steps.forget, retain, rules, pad_id, eos_id) if rules else None
         probes = [prober.look(model, 0)] if prober else []
     return Run(model, settings, reference, pad_id, dual, prober, checkpoints, probes=probes)
 
@@ -199,6 +200,10 @@ def _check_rows(
 ) -> None:
     if not forget or (settings.reads_retain and not retain):
         raise TrainingError(f"expected forget and retain rows, got {len(forget)} and {len(retain)}")
+    if settings.stop is not None and settings.stop.retain_drop is not None and not retain:
+        raise TrainingError(
+            "a retain_drop budget needs retain rows to look at: give some, or stop.retain_drop null"
+        )
     if settings.needs_alternates:
         lacking = [row.id for row in forget if not (alternates or {}).get(row)]
         if lacking:

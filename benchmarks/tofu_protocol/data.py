@@ -44,21 +44,21 @@ class Split:
         return short_digest(asdict(self))
 
 
-def load_split(folder: Path, *, retain: int = 160, seen: int = 40, facts: int = 20) -> Split:
+def load_split(folder: Path, *, retain: int = 160, seen: int = 20, facts: int = 20) -> Split:
     """forget01 whole; ``retain`` rows of retain99 among those with perturbed answers, ``seen`` of them evaluated;
     ``facts`` rows each about real authors and the world. Drawn with a fixed seed, kept in file order.
 
-    A retain truth ratio takes three of the five perturbed answers, as many as the real-world rows have: these
-    rows cost an evaluation most of its time.
+    Truth ratios take three of TOFU's five perturbed answers, as many as the real-world rows have: these answers
+    cost an evaluation most of its time.
     """
     perturbed = {row.question: row for row in _read(folder / "retain_perturbed.json", "retain")}
     known = [row.question for row in _read(folder / "retain99.json", "retain99")]
     both = [perturbed[question] for question in known if question in perturbed]
     kept = _draw(both, retain)
     return Split(
-        tuple(_read(folder / "forget01_perturbed.json", "forget")),
+        _fewer(_read(folder / "forget01_perturbed.json", "forget")),
         kept,
-        tuple(replace(row, wrong=row.wrong[:3]) for row in _draw(kept, seen)),
+        _fewer(_draw(kept, seen)),
         _draw(_read(folder / "real_authors_perturbed.json", "author"), facts),
         _draw(_read(folder / "world_facts_perturbed.json", "world"), facts),
     )
@@ -68,6 +68,10 @@ def short_digest(value: object) -> str:
     """Twelve hex digits of SHA-256 over ``value`` as canonical JSON: the key of whatever is cached."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _fewer(rows: Sequence[Row], wrong: int = 3) -> tuple[Row, ...]:
+    return tuple(replace(row, wrong=row.wrong[:wrong]) for row in rows)
 
 
 def _draw(rows: Sequence[Row], count: int) -> tuple[Row, ...]:

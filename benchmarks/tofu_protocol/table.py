@@ -119,7 +119,7 @@ def _notes() -> list[str]:
         f"{MORE_GIBBERISH:g} more gibberish. The count is of seeds that meet each, and all three at once.",
         "",
         "ES: extraction strength. Truth ratio: on forget rows 1 is best, on the others 1 - ratio, more is better "
-        "(retain rows: against three of TOFU's five perturbed answers). KS: truth ratios of the forget rows against "
+        "(against three of TOFU's five perturbed answers). KS: truth ratios of the forget rows against "
         "Retain's; p is TOFU's forget quality, comparable only at this number of rows. Utility: harmonic mean of "
         "TOFU's nine figures, on the subsets above, not on the whole sets. "
         "Gibberish: share of forget answers without a letter, going in circles, or very odd to the original model. "

@@ -22,7 +22,7 @@ from efface.adapters import (
     load_base,
     train,
 )
-from efface.adapters.encode import pad_id
+from efface.adapters.encode import eos_id, pad_id
 from efface.adapters.objectives import OBJECTIVES
 from efface.recipes import Recipe, load_recipe
 
@@ -120,11 +120,12 @@ def trained(base: Base, recipe: Recipe, bench: Bench, on_step: OnStep) -> tuple[
         rank=recipe.rank,
         alpha=recipe.lora_alpha,
         targets=targets if isinstance(targets, str) else list(targets),
+        rslora=recipe.rslora,
         seed=recipe.seed,
     )
     machine.reset_peak()
     started, cpu = time.monotonic(), time.process_time()
-    result = _train(model, forget, retain, settings, alternates, pad_id(tokenizer), on_step)
+    result = _train(model, forget, retain, settings, alternates, base, on_step)
     seconds = time.monotonic() - started
     return model, {
         "seconds": seconds,
@@ -132,6 +133,8 @@ def trained(base: Base, recipe: Recipe, bench: Bench, on_step: OnStep) -> tuple[
         "steps": len(result.steps),
         "seconds_per_step": seconds / len(result.steps),
         "peak_gib": machine.peak_gib(),
+        "stopped": result.stopped,
+        "kept": result.kept,
         "losses": [report.loss for report in result.steps],
         "settings": recipe.model_dump(mode="json"),
     }
@@ -143,12 +146,20 @@ def _train(
     retain: Sequence[Encoded],
     settings: TrainSettings,
     alternates: Mapping[Encoded, tuple[Encoded, ...]],
-    pad: int,
+    base: Base,
     on_step: OnStep,
 ) -> TrainResult:
     """The one call of efface's trainer."""
-    others: dict[str, Any] = {"alternates": alternates} if alternates else {}
-    return train(model, forget, retain, settings, pad_id=pad, on_step=on_step, **others)
+    return train(
+        model,
+        forget,
+        retain,
+        settings,
+        pad_id=pad_id(base.tokenizer),
+        eos_id=eos_id(base.tokenizer),
+        alternates=alternates,
+        on_step=on_step,
+    )
 
 
 def _encode(base: Base, rows: Sequence[Row]) -> list[Encoded]:

@@ -156,7 +156,7 @@ def test_a_run_that_damages_too_much_ends_and_its_best_step_is_kept(
     """Gradient ascent without a retain term: retain answers are only looked at by the probe."""
     model = worn(known)
     rules = StopRules(every=1, forget_probability=0.0, retain_drop=0.3, distinct=None, patience=2)
-    chosen = replace(SETTINGS, objective="grad_diff", alpha=1e-9, learning_rate=5e-3, stop=rules)
+    chosen = replace(SETTINGS, objective="grad_ascent", alpha=0.0, learning_rate=5e-3, stop=rules)
     result = train(model, forget, retain, chosen, pad_id=PAD, eos_id=PAD)
     assert result.stopped == "retain"
     budget = 0.7 * result.probes[0].retain_probability

@@ -364,7 +364,6 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"constraint": Constraint(), "retain_term": "kl"},
         "expected retain_term nll, got kl",
     ),
-    "budget without rows": ({"stop": StopRules(), "alpha": 0.0}, "a retain_drop budget needs retain rows"),
 }
 
 
@@ -379,6 +378,11 @@ def test_empty_data_is_refused(known: Path, forget: Rows, retain: Rows) -> None:
     model = worn(known)
     refused(model, (), retain, SETTINGS, TrainingError, "expected forget and retain rows, got 0 and 3")
     refused(model, forget, (), SETTINGS, TrainingError, "expected forget and retain rows, got 3 and 0")
+
+
+def test_a_budget_needs_rows_to_look_at(known: Path, forget: Rows) -> None:
+    chosen = replace(SETTINGS, stop=StopRules(), alpha=0.0)
+    refused(worn(known), forget, (), chosen, TrainingError, "a retain_drop budget needs retain rows")
 
 
 def test_a_bad_beta_is_refused(known: Path, forget: Rows, retain: Rows) -> None:
