@@ -12,10 +12,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..adapters.encode import Encoded, Item, collate, encode, eos_id, pad_id
+from ..adapters.encode import Encoded, Item, collate, encode_all, eos_id, pad_id
 from ..adapters.generate import greedy
 from ..adapters.logprobs import answer_hidden, token_logprobs
 from ..adapters.lora import disabled
+from ..adapters.truncate import Truncation
 from .errors import AuditError
 from .metrics import (
     answer_probability,
@@ -45,6 +46,7 @@ class Method:
     chat: bool = True
     max_new_tokens: int = 32
     max_length: int = 512
+    truncation: Truncation = "error"
     generate_batch: int = 128
     score_batch: int = 32
 
@@ -80,13 +82,17 @@ def evaluate(
     model gave already (token ids, one per probe); without them they are generated, and ``on_rows(n)`` is
     called as rows are answered. Perplexity of the answers is judged by the base alone, adapters disabled.
     Deterministic on CPU. Raises :class:`AuditError` for no probes and for log-probabilities that are not
-    finite, naming the row; :class:`ModelError` for a row longer than ``method.max_length``.
+    finite, naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
+    ``method.truncation`` may not cut.
     """
     method = method or Method()
     if not probes:
         raise AuditError("nothing to measure: expected at least one row")
     started = time.monotonic()
-    encoded = [encode(tokenizer, p.item, chat=method.chat, max_length=method.max_length) for p in probes]
+    items = [probe.item for probe in probes]
+    encoded = encode_all(
+        tokenizer, items, chat=method.chat, max_length=method.max_length, truncation=method.truncation
+    )
     asked = [question_ids(row) for row in encoded]
     if answers is None:
         answers = answer_rows(model, tokenizer, asked, method, on_rows)

@@ -128,7 +128,15 @@ def encode_probes(bench: Bench, probes: Sequence[Probe]) -> list[Encoded]:
     Call it before anything is written: an audit that stops half way leaves its adapter without a verdict.
     """
     method, items = bench.method, [probe.item for probe in probes]
-    return list(encode_all(bench.base.tokenizer, items, chat=method.chat, max_length=method.max_length))
+    return list(
+        encode_all(
+            bench.base.tokenizer,
+            items,
+            chat=method.chat,
+            max_length=method.max_length,
+            truncation=method.truncation,
+        )
+    )
 
 
 def ask(

@@ -319,6 +319,15 @@ def test_every_probe_that_is_too_long_is_named_at_once(bench: Bench) -> None:
     assert [line.split("'")[1] for line in str(caught.value).splitlines()] == ["f", "f/p1"]
 
 
+def test_probes_are_cut_as_the_method_says(bench: Bench) -> None:
+    long = FORGET.model_copy(update={"completion": "a city " * 40})
+    cutting = Bench(bench.base, replace(bench.method, truncation="answer"))
+    rows = looked_at(cutting, request(KEPT, forget=[long]))
+    assert len(encode_probes(cutting, rows)[0].answer) == 64 - 3  # max_length less the prompt
+    found = measure(cutting, cutting.base.model, cutting.bare, rows, label="base", active=("req-1",))
+    assert [row.id for row in found.rows] == ["f", "f/p1", "kept"]
+
+
 def test_the_base_is_asked_once(bench: Bench) -> None:
     data = request(KEPT, Row(id="own", prompt="what is tokyo"))
     fresh = Bench(bench.base, bench.method)
