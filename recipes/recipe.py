@@ -197,7 +197,12 @@ class Recipe(BaseModel):
     def method(self, *, has_chat_template: bool) -> Method:
         """How audits under this recipe measure rows."""
         chat = has_chat_template if self.chat == "auto" else self.chat == "always"
-        return Method(chat=chat, max_new_tokens=self.max_new_tokens, max_length=self.max_length)
+        return Method(
+            chat=chat,
+            max_new_tokens=self.max_new_tokens,
+            max_length=self.max_length,
+            truncation=self.truncation,
+        )
 
 
 def shipped_recipes() -> dict[str, Path]:

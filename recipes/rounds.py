@@ -24,6 +24,7 @@ from ..adapters import (
     train,
 )
 from ..adapters.encode import eos_id, pad_id
+from ..adapters.fila import initialise_fila
 from ..audits import answer_rows
 from .alternates import by_id, inherit
 from .bench import Bench
@@ -81,6 +82,9 @@ def train_adapter(
     policy = stacked.composition if stacked else bench.bare.digest
     cache = bench.references.setdefault(policy, ReferenceCache(policy))
     try:
+        if recipe.initialisation == "fila":
+            pad = pad_id(bench.base.tokenizer)
+            initialise_fila(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
         results = _rounds(bench, model, data, rows, recipe, progress, cache, work, report_to, callbacks)
         save(model, folder, base=bench.base.fingerprint.digest)
     finally:
