@@ -103,7 +103,11 @@ def _gradients(layers: Sequence[Any]) -> Generator[list[list[tuple[Tensor, Tenso
     def listen(parts: list[tuple[Tensor, Tensor]]) -> Any:
         def hear(_layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0].detach()
-            output.register_hook(lambda grad: parts.append((_flat(x), _flat(grad))))
+
+            def keep(grad: Tensor) -> None:
+                parts.append((_flat(x), _flat(grad)))
+
+            output.register_hook(keep)
 
         return hear
 

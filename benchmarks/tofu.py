@@ -90,6 +90,8 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     for one in runs:
         if (record := done(one, bench)) is None:
             talk.print(f"missing: {one.label} seed {one.seed} at {one.precision}; `tofu.py run` makes it")
+        elif "problem" in record:
+            talk.print(f"{one.label} seed {one.seed} failed: {record['problem']}", markup=False)
         else:
             by_name.setdefault((one.label, one.precision), []).append(record)
     if not by_name:

@@ -45,10 +45,10 @@ def run(
         Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
     ] = None,
     forget: Annotated[
-        Path | None, typer.Option("--forget", help="With --adapter: the forgotten rows.")
+        str | None, typer.Option("--forget", help="With --adapter: the forgotten rows.")
     ] = None,
-    retain: Annotated[list[Path] | None, typer.Option("--retain", help="With --adapter: kept rows.")] = None,
-    neighbours: Annotated[list[Path] | None, typer.Option("--neighbours", help="With --adapter.")] = None,
+    retain: Annotated[list[str] | None, typer.Option("--retain", help="With --adapter: kept rows.")] = None,
+    neighbours: Annotated[list[str] | None, typer.Option("--neighbours", help="With --adapter.")] = None,
     suite: Annotated[str, typer.Option("--suite", help=f"{', '.join(SUITES)}.")] = "quick",
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
@@ -156,9 +156,9 @@ def _of_adapter(
     model: str,
     recipe: Recipe,
     adapter: Path | None,
-    forget: Path | None,
-    retain: list[Path],
-    neighbours: list[Path],
+    forget: str | None,
+    retain: list[str],
+    neighbours: list[str],
     bars: Any,
 ) -> AuditReport:
     from ..adapters import read_adapter

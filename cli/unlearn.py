@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,10 @@ from .options import (
 )
 from .output import emit, progress, talk
 from .reports import findings_text, write_reports
+
+if TYPE_CHECKING:
+    from ..recipes.bench import Bench
+    from ..recipes.recipe import Recipe
 
 EXAMPLE = "Example: efface unlearn req-000001 --model ./base --recipe simnpo --set steps=40"
 
@@ -66,6 +70,7 @@ def unlearn(
         below = active_release(reg, on).composition if on else None
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
+        talk.print(_lengths(reg, request_id, bench, chosen), soft_wrap=True)
         try:
             done = train_request(
                 reg,
@@ -95,3 +100,19 @@ def unlearn(
     talk.print(findings_text(done.report), soft_wrap=True)
     emit(record, format, done.adapter.digest)
     raise typer.Exit(0 if done.audit.verdict == "pass" else 1)
+
+
+def _lengths(reg: Registry, request_id: str, bench: Bench, recipe: Recipe) -> str:
+    """How long the rows are in tokens, before anything is trained on them."""
+    from ..recipes.audit import request_data
+    from ..recipes.lengths import format_lengths, request_lengths
+
+    method = bench.method
+    report = request_lengths(
+        bench.base.tokenizer,
+        request_data(reg, [request_id])[request_id],
+        chat=method.chat,
+        max_length=recipe.max_length,
+        max_new_tokens=method.max_new_tokens,
+    )
+    return format_lengths(report)

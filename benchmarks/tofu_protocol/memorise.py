@@ -29,8 +29,8 @@ from .data import Row, short_digest
 class Memorising:
     """How a model is made to know rows by heart; float32 weights, bf16 autocast, AdamW without decay."""
 
-    learning_rate: float = 1e-4
-    epochs: int = 7
+    learning_rate: float = 2e-4
+    epochs: int = 8
     batch: int = 8
     warmup_steps: int = 10
     seed: int = 0

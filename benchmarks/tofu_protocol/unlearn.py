@@ -23,6 +23,7 @@ from efface.adapters import (
     train,
 )
 from efface.adapters.encode import eos_id, pad_id
+from efface.adapters.errors import TrainingError
 from efface.adapters.objectives import OBJECTIVES
 from efface.recipes import Recipe, load_recipe
 
@@ -95,7 +96,10 @@ def perform(run: Run, bench: Bench, on_step: OnStep = lambda _report: None) -> d
         return reference(run.label, run.precision, bench)
     ratios = reference("retain", run.precision, bench)["truth_ratios"]
     base = load_base(bench.full, run.precision)
-    model, training = trained(base, run.recipe, bench, on_step)
+    try:
+        model, training = trained(base, run.recipe, bench, on_step)
+    except TrainingError as error:
+        return _keep(run, bench, {"problem": str(error)})
     figures = evaluate(model, base.tokenizer, bench.split, judge=bench.base, reference=ratios)
     return _keep(run, bench, {**figures, "training": training})
 

@@ -77,8 +77,9 @@ def test_every_shipped_recipe_loads_by_name_and_by_path(path: Path) -> None:
     assert by_name.name == path.stem
     stated = yaml.safe_load(path.read_text(encoding="utf-8"))
     dumped = by_name.model_dump(mode="json")
-    gates = {**dumped["gates"], **stated.pop("gates", {})}
-    assert {key: dumped[key] for key in (*stated, "gates")} == {**stated, "gates": gates}
+    for part in {"gates", "stop", "constraint"} & stated.keys():
+        stated[part] = {**dumped[part], **stated[part]}
+    assert {key: dumped[key] for key in stated} == stated
 
 
 def test_shipped_recipes_are_the_files_beside_the_loader() -> None:
