@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import model_kit
 import pytest
 from cli_kit import FORGET, RETAIN, SECOND, Ran, efface, jsonl, recipe_file
 from registry_kit import contents
@@ -105,10 +106,16 @@ def test_a_run_that_stops_says_why(place: Path, tiny_llama: Path) -> None:
     assert (facts["steps"], facts["kept_steps"], facts["stopped"]) == (2, [2], ["forgotten"])
 
 
-def test_no_step_within_the_budgets_is_an_error_and_registers_nothing(place: Path, tiny_llama: Path) -> None:
+def test_no_step_within_the_budgets_is_an_error_and_registers_nothing(
+    place: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """On a model that knows its rows, at a rate that breaks it."""
+    for name, items in (("forget", model_kit.FORGET), ("retain", model_kit.RETAIN)):
+        jsonl(place / f"{name}.jsonl", [{"prompt": i.prompt, "completion": i.completion} for i in items])
     opened(place)
-    stop = {"every": 1, "retain_drop": 0.0, "distinct": None}
-    ran = trained(place, tiny_llama, *sets(objective="grad_ascent", alpha=0.0, learning_rate=0.5, stop=stop))
+    known = model_kit.taught(tiny_llama, tmp_path / "taught")
+    stop = {"every": 1, "retain_drop": 0.01, "distinct": None}
+    ran = trained(place, known, *sets(learning_rate=0.5, stop=stop))
     assert (ran.code, ran.out) == (1, "")
     assert "no step stayed within the budgets" in ran.err
     shown = efface("request", "show", "req-000001", "--registry", place / "registry", "--format", "json").json
