@@ -40,9 +40,9 @@ from .probing import ProbeReport
 from .reference import ReferenceCache
 from .settings import Constraint, StopRules, TrainSettings
 from .tensors import digest_bytes, digest_file
-from .trainer import TrainResult, train
+from .trainer import train
 from .truncate import Truncation, require_context
-from .watch import StepReport
+from .watch import StepReport, TrainResult
 
 __all__ = [
     "OBJECTIVES",

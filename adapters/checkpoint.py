@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import TrainingError
-from .lora import TRAINED
+from .lora import ANCHOR, TRAINED
 from .tensors import require_finite, safetensors_bytes, write_atomic
 
 WEIGHTS, BEST, STATE = "trained.safetensors", "best.safetensors", "efface.json"
+_WHOLE = (WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", STATE)
 _STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
@@ -49,7 +50,7 @@ def newest(checkpoints: Checkpoints) -> Path | None:
     steps = {
         int(match[1]): path
         for path in checkpoints.folder.glob("checkpoint-*")
-        if (match := _STEP.fullmatch(path.name)) and (path / STATE).is_file()
+        if (match := _STEP.fullmatch(path.name)) and all((path / name).is_file() for name in _WHOLE)
     }
     if not steps:
         return None
@@ -63,9 +64,19 @@ def newest(checkpoints: Checkpoints) -> Path | None:
 
 
 def clear(checkpoints: Checkpoints) -> None:
-    """Remove the run's checkpoints: it starts anew, or is over."""
+    """Remove the run's checkpoints: it starts anew, or is over.
+
+    The mark of a whole one goes first: what a kill leaves of the rest is passed over.
+    """
     for path in checkpoints.folder.glob("checkpoint-*"):
+        (path / STATE).unlink(missing_ok=True)
         shutil.rmtree(path)
+
+
+def forget_finished(checkpoints: Checkpoints) -> None:
+    """Take away what `finish` left of an earlier run in this folder."""
+    (checkpoints.folder / STATE).unlink(missing_ok=True)
+    (checkpoints.folder / WEIGHTS).unlink(missing_ok=True)
 
 
 def trained_weights(model: PeftModel) -> dict[str, Tensor]:
@@ -74,8 +85,9 @@ def trained_weights(model: PeftModel) -> dict[str, Tensor]:
 
 
 def write_weights(model: PeftModel, path: Path) -> None:
-    """Write the adapter in training. Raises :class:`InvalidAdapter` for values that are not finite."""
-    tensors = {name: value.detach().cpu() for name, value in trained_weights(model).items()}
+    """Write the adapter in training, and its anchor. Raises :class:`InvalidAdapter` for values that are not
+    finite."""
+    tensors = {name: value.detach().cpu() for name, value in _own_weights(model).items()}
     for name, value in tensors.items():
         require_finite(name, value)
     write_tensors(tensors, path)
@@ -98,12 +110,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put_weights(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
-    """Give the adapter in training the values of ``tensors``; raises :class:`TrainingError` unless they fit."""
-    ours = trained_weights(model)
-    if {name: value.shape for name, value in ours.items()} != {n: v.shape for n, v in tensors.items()}:
+    """Give the adapter in training (and its anchor, if it is among them) the values of ``tensors``; raises
+    :class:`TrainingError` unless they fit."""
+    ours = _own_weights(model)
+    fit = all(name in ours and ours[name].shape == value.shape for name, value in tensors.items())
+    if not fit or not trained_weights(model).keys() <= tensors.keys():
         raise TrainingError("the checkpoint is of an adapter of another shape: start again without --resume")
-    for name, parameter in ours.items():
-        parameter.copy_(tensors[name])
+    for name, value in tensors.items():
+        ours[name].copy_(value)
+
+
+def _own_weights(model: PeftModel) -> dict[str, Tensor]:
+    names = (f".{TRAINED}.", f".{ANCHOR}.")
+    return {
+        name: p for name, p in model.named_parameters() if "lora_" in name and any(n in name for n in names)
+    }
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

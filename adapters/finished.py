@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,55 +19,33 @@ from .checkpoint import (
     write_weights,
 )
 from .errors import TrainingError
-from .probing import ProbeReport, Stopped
-from .watch import StepReport
-
-Report = tuple[tuple[StepReport, ...], float, Stopped, int, tuple[ProbeReport, ...]]
+from .probing import ProbeReport
+from .watch import StepReport, TrainResult
 
 
-def finish(
-    model: PeftModel,
-    checkpoints: Checkpoints,
-    steps: Sequence[StepReport],
-    seconds: float,
-    stopped: Stopped,
-    kept: int,
-    probes: Sequence[ProbeReport],
-) -> None:
+def finish(model: PeftModel, checkpoints: Checkpoints, result: TrainResult) -> None:
     """Keep the weights that ``model`` has now and what led there; the run's checkpoints go."""
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     write_weights(model, checkpoints.folder / WEIGHTS)
-    state: dict[str, Any] = {
-        "key": checkpoints.key,
-        "steps": [asdict(report) for report in steps],
-        "seconds": seconds,
-        "stopped": stopped,
-        "kept": kept,
-        "probes": [asdict(probe) for probe in probes],
-    }
-    write_state(checkpoints.folder, state)
+    write_state(checkpoints.folder, {**asdict(result), "key": checkpoints.key})
     clear(checkpoints)
 
 
-def finished(model: PeftModel, checkpoints: Checkpoints) -> Report | None:
-    """The report of a run that finished before, its weights put on ``model``; None if it did not.
+def finished(model: PeftModel, checkpoints: Checkpoints) -> TrainResult | None:
+    """The result of a run that finished before, its weights put on ``model``; None if it did not.
 
     Raises :class:`TrainingError` when the finished run is another one.
     """
     if not (checkpoints.folder / STATE).is_file():
         return None
-    state = read_state(checkpoints.folder)
-    if state["key"] != checkpoints.key:
+    state: dict[str, Any] = read_state(checkpoints.folder)
+    if (key := state.pop("key")) != checkpoints.key:
         raise TrainingError(
-            f"{checkpoints.folder}: expected this very run ({checkpoints.key[:19]}), got one of {state['key'][:19]}: "
+            f"{checkpoints.folder}: expected this very run ({checkpoints.key[:19]}), got one of {key[:19]}: "
             "the rows, the recipe, the base or efface itself changed; start again without --resume"
         )
     put_weights(model, read_tensors(checkpoints.folder / WEIGHTS))
     model.eval()
-    return (
-        tuple(StepReport(**report) for report in state["steps"]),
-        state["seconds"],
-        state["stopped"],
-        state["kept"],
-        tuple(ProbeReport(**probe) for probe in state["probes"]),
-    )
+    steps = tuple(StepReport(**report) for report in state.pop("steps"))
+    probes = tuple(ProbeReport(**probe) for probe in state.pop("probes"))
+    return TrainResult(steps=steps, probes=probes, **state)

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .errors import AdapterError, BaseMismatch, ModelError
 from .folder import AdapterFolder, read_adapter
@@ -173,17 +174,19 @@ def reference_policy(model: PeftModel) -> Generator[None]:
 
     Not "adapters off": in a stack that is another policy (the trap of trl #4723 and #1193).
     """
-    if STACKED not in model.peft_config:
-        with disabled(model):
-            yield
-        return
     assert_unmerged(model)
     tuner: Any = model.base_model
-    tuner.set_adapter([STACKED], inference_mode=True)
     try:
-        yield
+        if STACKED in model.peft_config:
+            tuner.set_adapter([STACKED], inference_mode=True)
+            yield
+        else:
+            with model.disable_adapter():
+                yield
     finally:
-        activate(model)
+        # PEFT switches gradients on for all that it switches on again, an anchor included.
+        if TRAINED in model.peft_config:
+            activate(model)
 
 
 def reference_head(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -218,7 +221,7 @@ def linear_names(model: torch.nn.Module) -> tuple[str, ...]:
     names = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, (torch.nn.Linear, Conv1D))
     }
     return tuple(sorted(names - {"lm_head"}))
 
@@ -227,7 +230,8 @@ def _require_targets(model: torch.nn.Module, targets: str | Sequence[str]) -> No
     """PEFT passes over a name that matches nothing as long as another one does."""
     if isinstance(targets, str):
         return  # "all-linear" or a pattern: PEFT itself refuses one that matches nothing
-    modules = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    kinds = (torch.nn.Linear, Conv1D)
+    modules = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     absent = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in modules)]
     if absent or not targets:
         known = linear_names(model)

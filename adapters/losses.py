@@ -64,13 +64,13 @@ def forget_loss(
         "logps": lambda: rows.logps.sums if by_row else rows.logps.logps,
         "mask": lambda: rows.logps.mask,
         "lengths": lambda: rows.lengths,
-        "ref_logps": lambda: _stacked(reference.sums, step.forget),
+        "ref_logps": lambda: _stacked(reference.sums, step.forget, rows),
         "alternate_logps": lambda: alternates.logps.sums.reshape(shape) if by_row else alternates.logps.logps,
         "alternate_mask": lambda: alternates.logps.mask,
-        "ref_alternate_logps": lambda: _stacked(reference.sums, step.alternates).reshape(shape),
+        "ref_alternate_logps": lambda: _stacked(reference.sums, step.alternates, rows).reshape(shape),
         "logits": lambda: rows.logits,
         "targets": lambda: rows.targets,
-        "ref_logits": lambda: reference_head(rows.head)(_joined(reference.hidden, step.forget)),
+        "ref_logits": lambda: reference_head(rows.head)(_joined(reference.hidden, step.forget, rows)),
         "hidden": lambda: rows.layer,
         "control": lambda: control_vector(
             rows.layer.shape[-1], seed=settings.seed, scale=settings.control_scale
@@ -84,15 +84,15 @@ def retain_loss(
 ) -> Tensor:
     """The retain term of ``settings``, a mean over the answers' tokens."""
     if settings.retain_term == "kl":
-        return retain_kl(rows.logits, reference_head(rows.head)(_joined(reference.hidden, asked)))
+        return retain_kl(rows.logits, reference_head(rows.head)(_joined(reference.hidden, asked, rows)))
     if settings.retain_term == "hidden":
-        return rmu_retain(rows.layer, _joined(reference.layer, asked))
+        return rmu_retain(rows.layer, _joined(reference.layer, asked, rows))
     return retain_nll(rows.logps.logps, rows.logps.mask)
 
 
-def _stacked(values: Mapping[Encoded, Tensor], rows: Sequence[Encoded]) -> Tensor:
-    return torch.stack([values[row] for row in rows])
+def _stacked(values: Mapping[Encoded, Tensor], asked: Sequence[Encoded], beside: Answers) -> Tensor:
+    return torch.stack([values[row] for row in asked]).to(beside.hidden.device)
 
 
-def _joined(values: Mapping[Encoded, Tensor], rows: Sequence[Encoded]) -> Tensor:
-    return torch.cat([values[row] for row in rows])
+def _joined(values: Mapping[Encoded, Tensor], asked: Sequence[Encoded], beside: Answers) -> Tensor:
+    return torch.cat([values[row] for row in asked]).to(beside.hidden.device)

@@ -30,7 +30,7 @@ class ProbeReport:
 
     ``forget_probability`` and ``retain_probability``: exp(mean answer log-probability). ``extraction_strength``
     of forget answers, as `efface.audits.extraction_strength`. ``distinct``: bigrams of greedy answers that occur
-    once, of all (1 for answers too short to have any). Without retain rows ``retain_probability`` is 0.
+    once, of all (0 for answers too short to have any). Without retain rows ``retain_probability`` is 0.
     """
 
     step: int
@@ -79,11 +79,18 @@ class Verdict:
     keep: bool
 
 
-def judge(rules: StopRules, probes: Sequence[ProbeReport]) -> Verdict:
-    """What to do after the last of ``probes``, the first of which was before training."""
-    before, now = probes[0], probes[-1]
-    within = [probe for probe in probes[1:] if over_budget(rules, before, probe) is None]
+def judge(rules: StopRules, probes: Sequence[ProbeReport], origin: ProbeReport | None = None) -> Verdict:
+    """What to do after the last of ``probes``, the first of which was before the run's first step.
+
+    ``origin``: the probe before an earlier run that this one goes on from; budgets are held against it, and the
+    run's own start may be the best that there is.
+    """
+    before, now = origin or probes[0], probes[-1]
+    judged = probes if origin else probes[1:]
+    within = [probe for probe in judged if over_budget(rules, before, probe) is None]
     keep = bool(within) and min(within, key=lambda probe: _merit(rules, probe)) is now
+    if len(probes) == 1:
+        return Verdict(None, keep)
     reason = over_budget(rules, before, now)
     if reason is None:
         return Verdict("forgotten" if _target_met(rules, now) else None, keep)
@@ -110,9 +117,10 @@ def extraction_strength(hits: Tensor) -> float:
 
 
 def distinct_bigrams(tokens: Sequence[int]) -> float:
-    """Distinct bigrams of ``tokens``, of all its bigrams (arXiv 1510.03055); 1 where there are none."""
+    """Distinct bigrams of ``tokens``, of all its bigrams (arXiv 1510.03055); 0 where there are none, so that a
+    model that falls silent is seen as one that stammers."""
     pairs = list(pairwise(tokens))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def _target_met(rules: StopRules, probe: ProbeReport) -> bool:
@@ -124,10 +132,11 @@ def _target_met(rules: StopRules, probe: ProbeReport) -> bool:
     return bool(given) and all(value <= target for value, target in given)
 
 
-def _merit(rules: StopRules, probe: ProbeReport) -> tuple[float, int]:
-    """Lower is better: what is still known; of equals the earlier probe."""
+def _merit(rules: StopRules, probe: ProbeReport) -> tuple[bool, float, int]:
+    """Lower is better: targets met, then what is still known; of equals the earlier probe."""
     by_strength = rules.extraction_strength is not None and rules.forget_probability is None
-    return (probe.extraction_strength if by_strength else probe.forget_probability, probe.step)
+    known = probe.extraction_strength if by_strength else probe.forget_probability
+    return (not _target_met(rules, probe), known, probe.step)
 
 
 def _teacher_forced(model: PeftModel, rows: Sequence[Encoded], pad_id: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ by digest, so that rounds and further requests on the same base and stack do not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,9 +29,9 @@ CHUNK = 16
 class Reference:
     """What the losses compare with; empty where they need nothing.
 
-    ``sums``: sequence log-probability of a row, a float tensor []. ``hidden``: last hidden states [|y|, H]; the
-    base's output head is frozen, so they stand for its logits at a hundredth of the size. ``layer``: outputs
-    [|y|, H] of the layer that the settings name.
+    All on the CPU. ``sums``: sequence log-probability of a row, a float tensor []. ``hidden``: last hidden states
+    [|y|, H]; the base's output head is frozen, so they stand for its logits at a hundredth of the size. ``layer``:
+    outputs [|y|, H] of the layer that the settings name.
     """
 
     sums: Mapping[Encoded, Tensor]
@@ -49,7 +49,14 @@ class ReferenceCache:
     """
 
     policy: str
+    limit: int = 1 << 30
     kept: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def keep(self, key: str, found: tuple[Tensor, ...]) -> None:
+        """Take in the answers of one forward; beyond ``limit`` bytes the oldest go."""
+        self.kept[key] = found
+        while len(self.kept) > 1 and _bytes(self.kept.values()) > self.limit:
+            del self.kept[next(iter(self.kept))]
 
 
 def ask_reference(
@@ -91,16 +98,22 @@ def _ask(
     key = _digest(cache.policy, kind, layer, rows)
     if key not in cache.kept:
         with reference_policy(model):
-            cache.kept[key] = _KINDS[kind](answers(model, rows, pad_id, layer=layer))
+            found = _KINDS[kind](answers(model, rows, pad_id, layer=layer))
+        cache.keep(key, found)
+        return found
     return cache.kept[key]
 
 
+def _bytes(kept: Iterable[tuple[Tensor, ...]]) -> int:
+    return sum(tensor.nbytes for tensors in kept for tensor in tensors)
+
+
 def _by_row(values: Tensor, found: Answers) -> tuple[Tensor, ...]:
-    return tuple(part.clone() for part in values.split(found.lengths.tolist()))
+    return tuple(part.clone() for part in values.cpu().split(found.lengths.tolist()))
 
 
 _KINDS: Mapping[str, Callable[[Answers], tuple[Tensor, ...]]] = {
-    "sums": lambda found: tuple(found.logps.sums.unbind()),
+    "sums": lambda found: tuple(found.logps.sums.cpu().unbind()),
     "hidden": lambda found: _by_row(found.hidden, found),
     "layer": lambda found: _by_row(found.layer, found),
 }

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from .errors import TrainingError
+import torch
+
+from .errors import ObjectiveError, TrainingError
 from .objectives import OBJECTIVES
 
 RetainTerm = Literal["nll", "kl", "hidden", "none"]
@@ -130,7 +132,7 @@ def _names(s: TrainSettings) -> Iterator[str]:
 
 def _numbers(s: TrainSettings) -> Iterator[str]:
     counts = {"steps": s.steps, "forget_batch": s.forget_batch, "accumulation": s.accumulation}
-    counts |= {"alternates": s.alternates} | ({"retain_batch": s.retain_batch} if s.alpha > 0 else {})
+    counts |= {"alternates": s.alternates} | ({"retain_batch": s.retain_batch} if s.reads_retain else {})
     stop = s.stop
     if stop is not None:
         counts |= {"stop.every": stop.every, "stop.rows": stop.rows, "stop.patience": stop.patience}
@@ -143,11 +145,19 @@ def _numbers(s: TrainSettings) -> Iterator[str]:
         "warmup_steps": s.warmup_steps,
         "skip_first": s.skip_first,
         "weight_decay": s.weight_decay,
+        "layer": s.layer,
     }
+    if s.constraint is not None:
+        weights["constraint.weight"] = s.constraint.weight
+        weights["constraint.warmup_steps"] = s.constraint.warmup_steps
     for name, value in weights.items():
         if not 0 <= value < math.inf:
             yield f"expected a finite {name} of zero or more, got {value}"
-    for name, value in {"learning_rate": s.learning_rate, "max_grad_norm": s.max_grad_norm}.items():
+    positive = {"learning_rate": s.learning_rate, "max_grad_norm": s.max_grad_norm}
+    positive["control_scale"] = s.control_scale
+    if s.constraint is not None:
+        positive |= {"constraint.slack": s.constraint.slack, "constraint.step": s.constraint.step}
+    for name, value in positive.items():
         if not 0 < value < math.inf:
             yield f"expected a positive, finite {name}, got {value}"
 
@@ -155,5 +165,36 @@ def _numbers(s: TrainSettings) -> Iterator[str]:
 def _agreement(s: TrainSettings) -> Iterator[str]:
     if s.constraint is not None and s.retain_term != "nll":
         yield f"a constraint bounds the retain NLL: expected retain_term nll, got {s.retain_term}"
-    if s.constraint is not None and not s.constraint.slack > 0:
-        yield f"expected a positive slack of the constraint, got {s.constraint.slack}"
+    if s.alternates > 1 and s.objective in FORGET_OBJECTIVES and s.objective != "altpo":
+        yield f"expected alternates=1 with {s.objective}, got {s.alternates}: only altpo takes several at once"
+    if not 0 <= s.seed < 2**32 - 8:
+        yield f"expected a seed from 0 to {2**32 - 9}, got {s.seed}"
+    known = (
+        s.objective in FORGET_OBJECTIVES and s.parameters.keys() <= OBJECTIVES[s.objective].defaults.keys()
+    )
+    if known and (problem := _refused(s)):
+        yield f"parameters of {s.objective}: {problem}"
+
+
+def _refused(s: TrainSettings) -> str | None:
+    """What the objective itself says of its parameters, asked with the smallest tensors that it takes."""
+    row = (1,) if OBJECTIVES[s.objective].level == "sequence" else (1, 1)
+    other = (1, 1) if s.objective == "altpo" else row
+    tensors = {
+        "logps": torch.zeros(row),
+        "ref_logps": torch.zeros(row),
+        "alternate_logps": torch.zeros(other),
+        "ref_alternate_logps": torch.zeros(other),
+        "mask": torch.ones(1, 1, dtype=torch.bool),
+        "alternate_mask": torch.ones(1, 1, dtype=torch.bool),
+        "lengths": torch.ones(1, dtype=torch.long),
+        "targets": torch.zeros(1, dtype=torch.long),
+        "control": torch.zeros(2),
+        **{name: torch.zeros(1, 2) for name in ("logits", "ref_logits", "hidden")},
+    }
+    objective = OBJECTIVES[s.objective]
+    try:
+        objective.function(*(tensors[name] for name in objective.inputs), **s.parameters)
+    except (ObjectiveError, RuntimeError, TypeError) as error:
+        return str(error)
+    return None

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,27 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .answers import answers
-from .checkpoint import WEIGHTS, Checkpoints, clear, newest, put_weights, read_tensors, write_weights
+from .checkpoint import (
+    WEIGHTS,
+    Checkpoints,
+    clear,
+    forget_finished,
+    newest,
+    put_weights,
+    read_tensors,
+    write_weights,
+)
 from .encode import Encoded
 from .errors import Interrupted, TrainingError
 from .fast import fast
 from .finished import finish, finished
 from .losses import losses
 from .objectives import Dual
-from .probing import Prober, ProbeReport, Stopped
+from .probing import Prober
 from .reference import ReferenceCache, ask_reference, chunks
 from .settings import TrainSettings, check_settings
 from .steps import Alternates, Rows, Step, Steps, counted_tokens
-from .watch import Guard, Run, StepReport, Watch, interruptible
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run leaves behind besides the weights in the model.
-
-    ``stopped``: why it ended; ``kept``: the step whose weights the model has (0: as before); ``probes``: what
-    the stop rules saw, first before training. ``seconds``: of this process, reference and probes included.
-    """
-
-    steps: tuple[StepReport, ...]
-    seconds: float
-    stopped: Stopped = "steps"
-    kept: int = 0
-    probes: tuple[ProbeReport, ...] = ()
+from .watch import Guard, Run, StepReport, TrainResult, Watch, interruptible
 
 
 def train(
@@ -63,6 +57,7 @@ def train(
     eos_id: int | None = None,
     alternates: Alternates | None = None,
     cache: ReferenceCache | None = None,
+    after: TrainResult | None = None,
     checkpoints: Checkpoints | None = None,
     report_to: str = "none",
     callbacks: Sequence[TrainerCallback] = (),
@@ -72,8 +67,9 @@ def train(
     on a CPU, also when it was interrupted and resumed.
 
     ``alternates``: other answers to each forget row, for the objectives that prefer one. ``cache``: what this
-    model's reference policy was asked before. ``callbacks``: any of transformers'; ``on_step`` hears each step
-    as it happens.
+    model's reference policy was asked before. ``after``: the first of the runs that this one goes on from: budgets
+    and the constraint's bound are held against where that one began. ``callbacks``: any of transformers';
+    ``on_step`` hears each step as it happens.
 
     Raises :class:`TrainingError` for data or settings that cannot be meant, before anything changes; for a loss
     or gradient that is not finite (naming the rows; the newest checkpoint is good), a first step whose gradients
@@ -88,17 +84,18 @@ def train(
     started = time.monotonic()
     if checkpoints is not None:
         if not checkpoints.resume:
+            forget_finished(checkpoints)
             clear(checkpoints)
         elif (done := finished(model, checkpoints)) is not None:
-            return TrainResult(*done)
+            return done
     with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch, _checkpointing(model, settings):
         folder = checkpoints.folder if checkpoints else Path(scratch)
-        run = _prepare(model, steps, tuple(retain), settings, pad_id, eos_id, cache, checkpoints)
+        run = _prepare(model, steps, rows, tuple(retain), settings, pad_id, eos_id, cache, checkpoints, after)
         trainer = UnlearnTrainer(
             model=model,
-            args=_arguments(settings, folder, report_to, checkpoints),
+            args=_arguments(settings, folder, report_to, checkpoints, model.device),
             train_dataset=steps,
-            data_collator=lambda items: {"step": items[0]},
+            data_collator=_one_step,
             callbacks=[Guard(run), Watch(run, on_step), *callbacks],
         )
         trainer.plan(run)
@@ -106,16 +103,27 @@ def train(
         trainer.remove_callback(ProgressCallback)
         resumed = newest(checkpoints) if checkpoints and checkpoints.resume else None
         try:
-            with interruptible(run), _memory_named(settings), fast(model):
+            with interruptible(run), memory_named(settings), fast(model):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        except TrainingError as error:
+            raise _with_checkpoint(error, checkpoints) from error
         finally:
             model.eval()
-    if run.interrupted:
+    if run.interrupted and not run.over:
         raise Interrupted(len(run.reports), folder)
     kept = run.restore_best(model)
-    result = TrainResult(tuple(run.reports), time.monotonic() - started, run.stopped, kept, tuple(run.probes))
+    result = TrainResult(
+        tuple(run.reports),
+        time.monotonic() - started,
+        run.stopped,
+        kept,
+        tuple(run.probes),
+        run.dual.epsilon if run.dual else None,
+    )
     if checkpoints is not None:
-        finish(model, checkpoints, result.steps, result.seconds, result.stopped, kept, result.probes)
+        finish(model, checkpoints, result)
+    if run.interrupted:  # in its last step: there is nothing left of it to do
+        raise Interrupted(len(run.reports), folder)
     return result
 
 
@@ -164,20 +172,37 @@ class UnlearnTrainer(Trainer):
 def _prepare(
     model: PeftModel,
     steps: Steps,
+    forget: Rows,
     retain: Rows,
     settings: TrainSettings,
     pad_id: int,
     eos_id: int | None,
     cache: ReferenceCache | None,
     checkpoints: Checkpoints | None,
+    after: TrainResult | None,
 ) -> Run:
-    with _memory_named(settings):
+    with memory_named(settings):
         reference = ask_reference(model, steps, settings, pad_id=pad_id, cache=cache)
-        dual = _dual(model, steps, settings, pad_id)
+        dual = _dual(model, steps, settings, pad_id, after)
         rules = settings.stop
-        prober = Prober.of(steps.forget, retain, rules, pad_id, eos_id) if rules else None
-        probes = [prober.look(model, 0)] if prober else []
-    return Run(model, settings, reference, pad_id, dual, prober, checkpoints, probes=probes)
+        prober = Prober.of(forget, retain, rules, pad_id, eos_id) if rules else None
+        origin = after.probes[0] if after and after.probes else None
+        run = Run(model, settings, reference, pad_id, dual, prober, checkpoints, origin=origin)
+        run.probe(0)
+    return run
+
+
+def _with_checkpoint(error: TrainingError, checkpoints: Checkpoints | None) -> TrainingError:
+    """``error``, saying which weights before it are kept."""
+    kept = newest(checkpoints) if checkpoints else None
+    if kept is None:
+        return error
+    return TrainingError(f"{error}. The weights of step {kept.name.split('-')[1]} are kept in {kept}")
+
+
+def _one_step(items: list[Step]) -> dict[str, Step]:
+    (step,) = items
+    return {"step": step}
 
 
 def _check_tracker(report_to: str) -> None:
@@ -231,11 +256,15 @@ def _skipped(
 
 
 @torch.no_grad()
-def _dual(model: PeftModel, steps: Steps, settings: TrainSettings, pad_id: int) -> Dual | None:
+def _dual(
+    model: PeftModel, steps: Steps, settings: TrainSettings, pad_id: int, after: TrainResult | None
+) -> Dual | None:
     """The constraint's state before training: epsilon from the retain NLL as it is."""
     constraint = settings.constraint
     if constraint is None:
         return None
+    if after is not None and after.epsilon is not None:
+        return Dual(constraint.weight, after.epsilon, constraint.step)
     total, tokens = 0.0, 0
     model.eval()
     for rows in chunks(steps.retain, 16):
@@ -260,7 +289,7 @@ def _checkpointing(model: PeftModel, settings: TrainSettings) -> Generator[None]
 
 
 @contextmanager
-def _memory_named(settings: TrainSettings) -> Generator[None]:
+def memory_named(settings: TrainSettings) -> Generator[None]:
     """Too little memory is the user's to put right: say with what."""
     try:
         yield
@@ -277,9 +306,14 @@ def _memory_named(settings: TrainSettings) -> Generator[None]:
 
 
 def _arguments(
-    settings: TrainSettings, folder: Path, report_to: str, checkpoints: Checkpoints | None
+    settings: TrainSettings,
+    folder: Path,
+    report_to: str,
+    checkpoints: Checkpoints | None,
+    device: torch.device,
 ) -> TrainingArguments:
-    return TrainingArguments(
+    args = TrainingArguments(
+        use_cpu=device.type == "cpu",
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=1,
@@ -302,3 +336,11 @@ def _arguments(
         report_to=report_to,
         disable_tqdm=True,
     )
+    if (args.device.type, args.device.index or 0) != (device.type, device.index or 0):
+        raise TrainingError(
+            f"the model is on {device}, transformers trains on {args.device}: load the base there, or choose the "
+            "GPU with CUDA_VISIBLE_DEVICES"
+        )
+    # On several devices transformers would wrap the model and deal the batches of steps anew.
+    args._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
+    return args

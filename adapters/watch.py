@@ -51,6 +51,23 @@ class StepReport:
     dual: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run leaves behind besides the weights in the model.
+
+    ``stopped``: why it ended; ``kept``: the step whose weights the model has (0: as before); ``probes``: what
+    the stop rules saw, first before training; ``epsilon``: the constraint's bound. ``seconds``: of the process
+    that ended it, reference and probes included.
+    """
+
+    steps: tuple[StepReport, ...]
+    seconds: float
+    stopped: Stopped = "steps"
+    kept: int = 0
+    probes: tuple[ProbeReport, ...] = ()
+    epsilon: float | None = None
+
+
 @dataclass(slots=True)
 class Run:
     """The state of one run. It changes at step ends alone, so that a checkpoint of it is whole."""
@@ -64,10 +81,12 @@ class Run:
     checkpoints: Checkpoints | None
     reports: list[StepReport] = field(default_factory=list)
     probes: list[ProbeReport] = field(default_factory=list)
+    origin: ProbeReport | None = None
     best: dict[str, Tensor] | None = None
     best_step: int = 0
     stopped: Stopped = "steps"
     interrupted: bool = False
+    over: bool = False
     forwards: list[Losses] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
@@ -107,10 +126,10 @@ class Run:
         rules = self.settings.stop
         if rules is None or self.prober is None:
             return False
-        if number % rules.every and number < self.settings.steps:
+        if number and number % rules.every and number < self.settings.steps:
             return False
         self.probes.append(self.prober.look(self.model, number))
-        verdict = judge(rules, self.probes)
+        verdict = judge(rules, self.probes, self.origin)
         if verdict.keep:
             self.best_step = number
             self.best = {name: value.detach().clone() for name, value in trained_weights(self.model).items()}
@@ -122,7 +141,7 @@ class Run:
         if self.settings.stop is None:
             return len(self.reports)
         if self.best is None:
-            first, last = self.probes[0], self.probes[-1]
+            first, last = self.origin or self.probes[0], self.probes[-1]
             raise TrainingError(
                 f"no step stayed within the budgets of the stop rules: retain probability went from "
                 f"{first.retain_probability:.3f} to {last.retain_probability:.3f}, distinct bigrams from "
@@ -152,7 +171,7 @@ class Run:
         self.reports = [StepReport(**report) for report in state["reports"]]
         self.probes = [ProbeReport(**probe) for probe in state["probes"]]
         self.best_step = state["best_step"]
-        self.best = read_tensors(folder / BEST) if self.best_step else None
+        self.best = read_tensors(folder / BEST) if (folder / BEST).is_file() else None
         self.dual = Dual(**state["dual"]) if state["dual"] else None
 
 
@@ -192,10 +211,11 @@ class Watch(TrainerCallback):
         """One optimisation step is done."""
         run = self._run
         self._on_step(run.step_ended(state.global_step))
-        if run.probe(state.global_step):
+        run.over = run.probe(state.global_step) or state.global_step >= state.max_steps
+        if run.over or run.interrupted:
             control.should_training_stop = True
-        if run.interrupted:
-            control.should_save = control.should_training_stop = True
+        # A checkpoint of the last step would be resumed into steps that an uninterrupted run does not make.
+        control.should_save = not run.over and (run.interrupted or control.should_save)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """The trainer wrote its part of a checkpoint."""

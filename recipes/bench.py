@@ -20,7 +20,6 @@ from ..adapters import (
     encode_all,
     load,
     load_base,
-    prompt_ids,
     read_adapter,
 )
 from ..audits import Evaluation, Method, Probe, RowScore, answer_rows, evaluate, question_ids
@@ -168,7 +167,15 @@ def own_answers(bench: Bench, rows: Sequence[Row], progress: Progress | None = N
     """What the bare base answers to each row's question, by row id (documents have no question)."""
     tokenizer, method = bench.base.tokenizer, bench.method
     asked = [row for row in rows if row.prompt]
-    prompts = [tuple(prompt_ids(tokenizer, row.item("?"), chat=method.chat)) for row in asked]
+    # Cut as a row is that is trained or measured: what the base says is trained behind the prompt that it saw.
+    encoded = encode_all(
+        tokenizer,
+        [row.item("?") for row in asked],
+        chat=method.chat,
+        max_length=method.max_length,
+        truncation=method.truncation,
+    )
+    prompts = [row.prompt for row in encoded]
     answers = ask(bench, bench.base.model, bench.bare, prompts, progress)
     return {
         row.id: Own(

@@ -22,14 +22,18 @@ from .recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Encoded rows. ``own``: how many forget rows are the base's own words; ``excluded``: retain rows that
-    lay in the scope of a request, by id; ``alternates``: other answers to each forget row's prompt, ended by
-    EOS and counted whole, for every forget row or (where they were not asked for) none."""
+    """Encoded rows. ``own``: how many forget rows are the base's own words.
+
+    Retain rows that are not there, by id: ``excluded`` lay in the scope of a request, ``unanswered`` have no
+    answer and got none from the base. ``alternates``: other answers to each forget row's prompt, ended by EOS and
+    counted whole, for every forget row or (where they were not asked for) none.
+    """
 
     forget: tuple[Encoded, ...]
     retain: tuple[Encoded, ...]
     own: int
     excluded: tuple[str, ...]
+    unanswered: tuple[str, ...] = ()
     alternates: Alternates = field(default_factory=dict)
 
 
@@ -74,11 +78,14 @@ def training_rows(
     if alternates:
         require_alternates(data.forget, recipe.objective)
     check_rows(bench, data, recipe, alternates=alternates, truncation=truncation)
-    asked = (*data.forget, *data.retain)
+    asked = (
+        *(data.forget if recipe.own_answers else ()),
+        *(row for row in data.retain if row.completion is None),
+    )
     progress.phase("Asking the base", len(asked))
     own = own_answers(bench, asked, progress)
     items = [row.item() for row in data.forget]
-    said = {name: answer.text for name, answer in own.items()} if recipe.own_answers else {}
+    said = {row.id: own[row.id].text for row in data.forget if recipe.own_answers and row.id in own}
     mine = telling(items, said, "own")
     kept, excluded = _retain(data.retain, own, scope_of([data, *others]))
     if not kept:
@@ -90,6 +97,7 @@ def training_rows(
         _encoded(bench, [item for item, _ in kept], recipe, [ended for _, ended in kept], truncation),
         len(mine),
         tuple(excluded),
+        tuple(row.id for row in data.retain if row.completion is None and not own[row.id].text),
         inherit(known, forget) if alternates else {},
     )
 
@@ -167,7 +175,7 @@ def probes(
         found += [Probe(item, "paraphrase", request) for row in data.forget for item in row.paraphrased()]
         retain = _spread(data.retain, recipe.audit_retain_rows)
         untrained = [row for row in data.neighbours if not questions(row) & trained]
-        own = own_answers(bench, (*untrained, *retain), progress)
+        own = own_answers(bench, [row for row in (*untrained, *retain) if row.completion is None], progress)
         for group, rows in (("neighbour", untrained), ("retain", retain)):
             for item, _ in _retain(rows, own, scope)[0]:
                 if item.text not in shared:

@@ -50,6 +50,16 @@ Count = Annotated[int, Field(gt=0)]
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
+class _NoRepeats(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error: the last one would silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} stands twice")
+        return super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]
+
+
 class Bound(BaseModel):
     """`efface.adapters.Constraint`, checked."""
 
@@ -156,20 +166,17 @@ class Recipe(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _trains(self) -> Recipe:
+    def _goes_together(self) -> Recipe:
+        problems: list[str] = []
         try:
             check_settings(self.train_settings())
         except TrainingError as error:
-            raise ValueError("; ".join(str(error).splitlines())) from None
-        return self
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Recipe:
+            problems += str(error).splitlines()
         shortest = min(self.steps, self.round_steps) if self.rounds > 1 else self.steps
         if self.warmup_steps >= shortest:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} must be below the {shortest} steps of a round"
-            )
+            problems.append(f"warmup_steps={self.warmup_steps} must be below the {shortest} steps of a round")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -218,7 +225,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _find(source)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)  # noqa: S506 - a SafeLoader
     except (OSError, *_NOT_YAML) as error:
         raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys: {error}") from None
     if not isinstance(values, dict):
@@ -228,8 +235,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        problems += [f"recipe {source}: {_problem(detail)}" for detail in details]
+        problems += [f"recipe {source}: {problem}" for problem in _all_problems(merged, error)]
         raise InvalidRecipe("\n".join(problems)) from None
     if problems:
         raise InvalidRecipe("\n".join(problems))
@@ -273,6 +279,21 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _all_problems(values: dict[str, Any], error: ValidationError) -> list[str]:
+    """Every problem of ``values``: pydantic looks at what does not go together only once each key is right."""
+    details = error.errors(include_url=False)
+    wrong = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    found = [_problem(detail) for detail in details]
+    rest = {key: value for key, value in values.items() if key not in wrong}
+    if not wrong or len(rest) == len(values):
+        return found
+    try:
+        Recipe.model_validate(rest)
+    except ValidationError as more:
+        found += _all_problems(rest, more)
+    return found
 
 
 def _problem(detail: Any) -> str:

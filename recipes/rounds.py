@@ -25,6 +25,7 @@ from ..adapters import (
 )
 from ..adapters.encode import eos_id, pad_id
 from ..adapters.fila import initialise_fila
+from ..adapters.trainer import memory_named
 from ..audits import answer_rows
 from .alternates import by_id, inherit
 from .bench import Bench
@@ -84,7 +85,8 @@ def train_adapter(
     try:
         if recipe.initialisation == "fila":
             pad = pad_id(bench.base.tokenizer)
-            initialise_fila(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
+            with memory_named(recipe.train_settings()):
+                initialise_fila(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
         results = _rounds(bench, model, data, rows, recipe, progress, cache, work, report_to, callbacks)
         save(model, folder, base=bench.base.fingerprint.digest)
     finally:
@@ -124,6 +126,7 @@ def _rounds(
             eos_id=eos_id(tokenizer),
             alternates=alternates,
             cache=cache,
+            after=results[0] if results else None,
             checkpoints=_checkpoints(work, number, cache.policy, recipe, forget, rows),
             report_to=report_to,
             callbacks=callbacks,
@@ -131,7 +134,8 @@ def _rounds(
         )
         results.append(done)
         if number + 1 < recipe.rounds:
-            leaks = _leaks(bench, model, data, recipe, number + 1)
+            with memory_named(recipe.train_settings()):
+                leaks = _leaks(bench, model, data, recipe, number + 1)
             if not leaks:
                 break
             # Repeated until they are about a quarter of the rows.

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from ..adapters import TrainResult
@@ -84,9 +86,58 @@ def unlearn(
     Raises `RequestError` for a request that cannot be trained now, and what reading the rows, training and
     the registry raise. In each case nothing is registered.
     """
-    progress = progress or Silent()
     checks.actor(actor)
     _require_trainable(get_request(registry, request_id))
+    work = Workplace(registry.root / "work" / request_id, resume)
+    with _alone(work.folder):
+        if not resume:
+            shutil.rmtree(work.folder, ignore_errors=True)
+        made = _unlearn(
+            registry,
+            request_id,
+            bench,
+            recipe,
+            work,
+            actor=actor,
+            on=on,
+            report_to=report_to,
+            callbacks=callbacks,
+            progress=progress or Silent(),
+        )
+        shutil.rmtree(work.folder, ignore_errors=True)
+    return made
+
+
+@contextmanager
+def _alone(work: Path) -> Generator[None]:
+    """One training of a request at a time: two would write the same checkpoints."""
+    work.parent.mkdir(mode=0o700, exist_ok=True)
+    lock = FileLock(work.with_name(f"{work.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RequestError(
+            f"{work.name} is being trained by another process: wait for it, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unlearn(
+    registry: Registry,
+    request_id: str,
+    bench: Bench,
+    recipe: Recipe,
+    work: Workplace,
+    *,
+    actor: str,
+    on: Composition | None,
+    report_to: str,
+    callbacks: Sequence[TrainerCallback],
+    progress: Progress,
+) -> Unlearned:
     if on is not None:
         require_base(bench, on)
     active = sorted({request_id, *(requests_in(registry, on) if on else ())})
@@ -97,14 +148,13 @@ def unlearn(
         bench,
         data,
         recipe,
-        others=others,
+        others=tuple(others.values()),
         progress=progress,
         alternates=recipe.train_settings().needs_alternates,
         truncation=recipe.truncation,
     )
     looked_at = probes(bench, asked, recipe, progress=progress)
     encode_probes(bench, looked_at)
-    work = Workplace(registry.root / "work" / request_id, resume)
     with tempfile.TemporaryDirectory(prefix="efface-unlearn-") as name:
         scratch = Path(name)
         rounds = train_adapter(
@@ -127,7 +177,7 @@ def unlearn(
             base=bench.base.fingerprint.digest,
             quantization=recipe.quantization,
             request_ids=[request_id],
-            facts=_facts(recipe, rows, rounds),
+            facts=_facts(recipe, rows, rounds, tuple(others)),
             trained_on=on.digest if on else None,
             actor=actor,
         )
@@ -150,7 +200,6 @@ def unlearn(
     audit = record(registry, composition, report, recipe, actor)
     if audit.verdict == "pass" and get_request(registry, request_id).state == "TRAINED":
         step_request(registry, request_id, "AUDITED", actor=actor, reason=f"audit {audit.digest} passed")
-    shutil.rmtree(work.folder, ignore_errors=True)
     return Unlearned(adapter, composition, audit, report, joined(rounds), rounds)
 
 
@@ -175,15 +224,21 @@ def _require_trainable(request: ForgetRequest) -> None:
         )
 
 
-def _facts(recipe: Recipe, rows: TrainingRows, rounds: Sequence[TrainResult]) -> dict[str, JSON]:
-    """What the manifest says of the training; no text of any row."""
+def _facts(
+    recipe: Recipe, rows: TrainingRows, rounds: Sequence[TrainResult], others: Sequence[str]
+) -> dict[str, JSON]:
+    """What the manifest says of the training; no text of any row.
+
+    ``others``: the live requests whose scope was kept out of the retain rows. Those that ended are not among them:
+    their rows may be gone.
+    """
     steps = joined(rounds).steps
     return {
         "objective": recipe.objective,
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
         "rank": recipe.rank,
-        "settings": asdict(recipe.train_settings()),
+        "settings": recipe.model_dump(mode="json"),
         "rounds": recipe.rounds,
         "steps": len(steps),
         "stopped": [result.stopped for result in rounds],
@@ -192,9 +247,11 @@ def _facts(recipe: Recipe, rows: TrainingRows, rounds: Sequence[TrainResult]) ->
         "own_answers": rows.own,
         "retain_rows": len(rows.retain),
         "retain_rows_in_scope_left_out": list(rows.excluded),
+        "retain_rows_without_an_answer_left_out": list(rows.unanswered),
+        "scope_kept_out_of": list(others),
         "last_step": {key: round(value, 6) for key, value in asdict(steps[-1]).items()},
     }
 
 
-def _others(registry: Registry, request_id: str) -> list[RequestData]:
-    return [data for other, data in live_requests(registry).items() if other != request_id]
+def _others(registry: Registry, request_id: str) -> dict[str, RequestData]:
+    return {other: data for other, data in live_requests(registry).items() if other != request_id}

@@ -93,8 +93,15 @@ def overlaps(data: RequestData) -> list[str]:
 
 def questions(row: Row) -> set[str]:
     """Every way ``row`` asks, normalised; documents are compared by their text."""
-    asked = [row.question or (row.completion or ""), *row.paraphrases]
+    asked = [_asked(row) or (row.completion or ""), *row.paraphrases]
     return {" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in asked}
+
+
+def _asked(row: Row) -> str:
+    """All that the user says: two conversations may end with the same "go on"."""
+    if isinstance(row.prompt, str):
+        return row.prompt
+    return "\n".join(turn.content for turn in row.prompt if turn.role == "user")
 
 
 def _same(left: Iterable[Row], right: Iterable[Row]) -> list[tuple[Row, Row]]:

@@ -8,6 +8,7 @@ from typing import Any
 import model_kit
 import pytest
 from cli_kit import FORGET, RETAIN, SECOND, Ran, efface, jsonl, recipe_file
+from filelock import FileLock
 from registry_kit import contents
 
 from efface.adapters.folder import read_adapter
@@ -154,6 +155,19 @@ def test_a_channel_without_a_release_is_nothing_to_train_on(place: Path, tiny_ll
     assert (ran.code, ran.out) == (2, "")
     assert "prod" in ran.err
     assert contents(place / "registry") == before
+
+
+# --- one at a time
+
+
+def test_a_request_that_is_being_trained_is_refused(place: Path, tiny_llama: Path) -> None:
+    opened(place)
+    (place / "registry" / "work").mkdir()
+    with FileLock(place / "registry" / "work" / "req-000001.lock"):
+        ran = trained(place, tiny_llama)
+        assert (ran.code, ran.out) == (2, "")
+        assert "req-000001 is being trained by another process" in ran.err
+    assert trained(place, tiny_llama).code == 0
 
 
 # --- what goes wrong

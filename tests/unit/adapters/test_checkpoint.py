@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, object]] = {
         "constraint": Constraint(weight=2.0, step=3.0),
         "learning_rate": 1e-3,
     },
+    "stopping": {"stop": StopRules(every=2, forget_probability=0.6, retain_drop=None, distinct=None)},
     "probed": {"stop": StopRules(every=2, retain_drop=None, distinct=None), "retain_term": "kl"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -91,6 +92,7 @@ def test_a_crashed_run_goes_on_to_the_same_bits(
     chosen = replace(SETTINGS, **KINDS[kind])  # type: ignore[arg-type]
     whole = worn(known)
     expected = train(whole, forget, retain, chosen, pad_id=PAD)
+    step = min(step, len(expected.steps))
     with pytest.raises(Crash):
         train(
             worn(known),
@@ -115,7 +117,8 @@ def test_a_crashed_run_goes_on_to_the_same_bits(
     )
     assert equal(lora(resumed), lora(whole))
     assert replace(result, seconds=0.0) == replace(expected, seconds=0.0)
-    assert seen == list(range((step - 1) // 2 * 2 + 1, 8))  # from the last even step before the crash
+    # From the last even step before the crash.
+    assert seen == list(range((step - 1) // 2 * 2 + 1, len(expected.steps) + 1))
 
 
 def test_checkpoints_change_nothing(known: Path, forget: Rows, retain: Rows, tmp_path: Path) -> None:
@@ -162,6 +165,27 @@ def half(known: Path, forget: Rows, retain: Rows, folder: Path) -> None:
 def resumed(known: Path, forget: Rows, retain: Rows, folder: Path, **options: str) -> TrainResult:
     checkpoints = at(folder, resume=True, **options)
     return train(worn(known), forget, retain, SETTINGS, pad_id=PAD, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt", "rng_state.pth", WEIGHTS])
+def test_a_checkpoint_that_lost_a_part_is_passed_over(
+    known: Path, forget: Rows, retain: Rows, tmp_path: Path, lost: str
+) -> None:
+    """transformers goes on without a missing optimizer state and says nothing."""
+    half(known, forget, retain, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-4" / lost).unlink()
+    expected = train(worn(known), forget, retain, SETTINGS, pad_id=PAD).steps
+    assert resumed(known, forget, retain, tmp_path / "run").steps == expected
+
+
+def test_starting_anew_drops_what_an_earlier_run_finished(
+    known: Path, forget: Rows, retain: Rows, tmp_path: Path
+) -> None:
+    train(
+        worn(known), forget, retain, SETTINGS, pad_id=PAD, checkpoints=at(tmp_path / "run", key="sha256:one")
+    )
+    half(known, forget, retain, tmp_path / "run")
+    assert len(resumed(known, forget, retain, tmp_path / "run").steps) == 7
 
 
 def test_half_a_checkpoint_is_passed_over(known: Path, forget: Rows, retain: Rows, tmp_path: Path) -> None:
@@ -253,6 +277,35 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint_to_go_on_from(
     assert equal(lora(whole), lora(later))
 
 
+@pytest.mark.parametrize("kind", ["npo", "stopping"])
+def test_ctrl_c_in_the_last_step_leaves_a_finished_run(
+    known: Path, forget: Rows, retain: Rows, tmp_path: Path, kind: str
+) -> None:
+    chosen = replace(SETTINGS, **KINDS[kind])  # type: ignore[arg-type]
+    expected = train(worn(known), forget, retain, chosen, pad_id=PAD)
+    last, handler = len(expected.steps), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted):
+            train(
+                worn(known),
+                forget,
+                retain,
+                chosen,
+                pad_id=PAD,
+                checkpoints=at(tmp_path / "run"),
+                on_step=press_at(last),
+            )
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    seen: list[StepReport] = []
+    checkpoints = at(tmp_path / "run", resume=True)
+    found = train(
+        worn(known), forget, retain, chosen, pad_id=PAD, checkpoints=checkpoints, on_step=seen.append
+    )
+    assert seen == []
+    assert replace(found, seconds=0.0) == replace(expected, seconds=0.0)
+
+
 @pytest.mark.parametrize(("times", "saved"), [(2, True), (1, False)])
 def test_a_second_ctrl_c_or_one_with_nothing_to_keep_ends_at_once(
     known: Path, forget: Rows, retain: Rows, tmp_path: Path, times: int, saved: bool
@@ -311,6 +364,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     assert sum(row.id in str(caught.value) for row in (*forget, *retain)) >= 2
     assert all(value.isfinite().all() for value in lora(model).values())
     assert (tmp_path / "run" / "checkpoint-2" / STATE).is_file()
+    assert str(caught.value).endswith(
+        f"The weights of step 2 are kept in {tmp_path / 'run' / 'checkpoint-2'}"
+    )
 
 
 def test_too_little_memory_says_what_to_lower(known: Path, forget: Rows, retain: Rows) -> None:

@@ -8,6 +8,7 @@ import torch
 from model_kit import FORGET, PAD, RETAIN, encoded, logits, taught, wide
 from peft import PeftModel
 
+from efface.adapters.checkpoint import Checkpoints
 from efface.adapters.encode import Encoded, collate
 from efface.adapters.errors import TrainingError
 from efface.adapters.fila import initialise_fila
@@ -16,6 +17,7 @@ from efface.adapters.lora import attach, detach, load, save
 from efface.adapters.model import load_base, state_digest
 from efface.adapters.settings import TrainSettings
 from efface.adapters.trainer import train
+from efface.adapters.watch import StepReport
 
 Rows = tuple[Encoded, ...]
 SETTINGS = TrainSettings(learning_rate=1e-2, steps=10, forget_batch=3, retain_batch=3)
@@ -85,6 +87,39 @@ def test_the_output_is_the_bases_at_first_and_the_base_is_untouched(
     train(model, forget, retain, replace(SETTINGS, steps=3), pad_id=PAD)
     assert state_digest(model) == fresh
     assert torch.equal(logits(detach(model)), before)
+
+
+@pytest.mark.parametrize("changes", [{"objective": "npo"}, {"retain_term": "kl"}])
+def test_the_anchor_stays_where_a_reference_is_asked(
+    known: Path, forget: Rows, retain: Rows, changes: dict[str, str]
+) -> None:
+    """PEFT switches the gradients of all active adapters on when it switches them on again."""
+    model = fila(known, forget, retain)
+    anchor = lora(model, "anchor")
+    train(model, forget, retain, replace(SETTINGS, steps=3, **changes), pad_id=PAD)  # type: ignore[arg-type]
+    assert all(torch.equal(anchor[key], value) for key, value in lora(model, "anchor").items())
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == set(lora(model, "default"))
+
+
+def test_a_resumed_run_has_its_anchor(known: Path, forget: Rows, retain: Rows, tmp_path: Path) -> None:
+    def crash(report: StepReport) -> None:
+        if report.step == 5:
+            raise KeyError
+
+    chosen = replace(SETTINGS, objective="npo", steps=8)
+    whole = fila(known, forget, retain)
+    train(whole, forget, retain, chosen, pad_id=PAD)
+    run = Checkpoints(tmp_path / "run", "sha256:run", every=2)
+    with pytest.raises(KeyError):
+        train(fila(known, forget, retain), forget, retain, chosen, pad_id=PAD, checkpoints=run, on_step=crash)
+    resumed = fila(known, forget, retain)
+    for parameter in lora(resumed, "anchor"):  # as another machine might have found it
+        resumed.get_parameter(parameter).data.mul_(1.01)
+    train(resumed, forget, retain, chosen, pad_id=PAD, checkpoints=replace(run, resume=True))
+    for name in ("default", "anchor"):
+        ours, theirs = lora(resumed, name), lora(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -15,7 +15,7 @@ from model_kit import FORGET, PAD, RETAIN, encoded, fill_lora, full_logps, logit
 from peft import PeftModel
 
 from efface.adapters.encode import Encoded, collate
-from efface.adapters.errors import AdapterError, ObjectiveError, TrainingError
+from efface.adapters.errors import AdapterError, TrainingError
 from efface.adapters.lora import attach, detach, load, save
 from efface.adapters.model import Base, load_base, state_digest
 from efface.adapters.reference import Reference, ReferenceCache, ask_reference
@@ -273,6 +273,16 @@ def test_what_a_cache_holds_is_not_asked_again_and_changes_nothing(
     assert forwards == {True: 2}
 
 
+def test_a_cache_has_a_limit(known: Path, forget: Rows, retain: Rows) -> None:
+    cache = ReferenceCache("sha256:one", limit=100)
+    chosen = replace(SETTINGS, retain_term="kl")
+    for rows in (retain, retain[:2], retain[:1]):
+        asked(worn(known), forget, rows, chosen, cache)
+    assert len(cache.kept) == 1
+    (kept,) = cache.kept.values()
+    assert len(kept) == 1  # the newest
+
+
 def test_a_cache_tells_rows_and_policies_apart(known: Path, forget: Rows, retain: Rows) -> None:
     chosen = replace(SETTINGS, objective="npo")
     one, other = ReferenceCache("sha256:one"), ReferenceCache("sha256:other")
@@ -386,7 +396,7 @@ def test_a_budget_needs_rows_to_look_at(known: Path, forget: Rows) -> None:
 
 
 def test_a_bad_beta_is_refused(known: Path, forget: Rows, retain: Rows) -> None:
-    refused(worn(known), forget, retain, replace(SETTINGS, parameters={"beta": 0.0}), ObjectiveError, "beta")
+    refused(worn(known), forget, retain, replace(SETTINGS, parameters={"beta": 0.0}), TrainingError, "beta")
 
 
 def refused(

@@ -88,7 +88,7 @@ def test_shipped_recipes_are_the_files_beside_the_loader() -> None:
 
 
 def test_a_recipe_can_say_all_that_the_trainer_takes() -> None:
-    stated = {**OTHER, "retain_term": "nll"}  # a constraint is of the NLL
+    stated = {**OTHER, "retain_term": "nll", "objective": "altpo"}  # a constraint is of the NLL
     settings = Recipe(**stated).train_settings()
     names = TrainSettings.__dataclass_fields__
     expected = {name: stated[name] for name in names}
@@ -152,7 +152,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest() -> None:
     (found,) = problems("simpno")
     assert "did you mean 'simnpo'?" in found
     (found,) = problems("zzzzzz")
-    assert "npo, simnpo" in found
+    assert "npo, pdu, rmu, satimp, simnpo" in found
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,32 @@ def test_bad_overrides_are_refused(override: str, said: str) -> None:
     assert said in problems("npo", [override])[0]
 
 
+def test_what_does_not_go_together_comes_with_what_is_wrong_alone() -> None:
+    found = problems("npo", ["stpes=3", "rank=0", "warmup_steps=500", "constraint={}", "retain_term=kl"])
+    said = " ".join(found)
+    for part in ("`stpes`", "`rank`", "warmup_steps=500 must be below", "expected retain_term nll, got kl"):
+        assert said.count(part) == 1
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("steps: 3\nstop: {every: 2, every: 3}\n", encoding="utf-8")
+    assert "every stands twice" in problems(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("parameters.beta=-1", "parameters of npo: expected a positive, finite beta, got -1"),
+        ("alternates=2", "only altpo takes several"),
+        ("seed=5000000000", "expected a seed from 0 to"),
+        ("stop.retain_drop=2", "less than or equal to 1"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_at_once(override: str, said: str) -> None:
+    assert said in problems("npo", [override])[0]
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     (found,) = problems("npo", ["constraint={}", "retain_term=kl"])
     assert "expected retain_term nll, got kl" in found
@@ -301,8 +327,8 @@ def test_the_digest_is_of_the_values_not_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", Recipe.model_fields)
 def test_the_digest_changes_with_any_value(key: str) -> None:
-    default = Recipe(name="a")
-    changed = Recipe(**{"name": "a", key: OTHER[key]})
+    default = Recipe(name="a", objective="altpo")
+    changed = Recipe(**{"name": "a", "objective": "altpo", key: OTHER[key]})
     assert getattr(changed, key) != getattr(default, key)
     assert changed.digest != default.digest
 
