@@ -87,11 +87,12 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     """Write the page from what has been run; say what has not."""
     runs = asked(given)
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    failed: list[str] = []
     for one in runs:
         if (record := done(one, bench)) is None:
             talk.print(f"missing: {one.label} seed {one.seed} at {one.precision}; `tofu.py run` makes it")
         elif "problem" in record:
-            talk.print(f"{one.label} seed {one.seed} failed: {record['problem']}", markup=False)
+            failed.append(f"{one.label} ({one.precision}) seed {one.seed}: {record['problem']}")
         else:
             by_name.setdefault((one.label, one.precision), []).append(record)
     if not by_name:
@@ -113,12 +114,13 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         "machine": about["machine"],
         "date": about["date"],
     }
-    found |= {"versions": about["versions"], "table": rows}
+    found |= {"versions": about["versions"], "table": rows, "failed": failed}
     how = Memorising()
     text = page(
         rows,
         command=command,
         split=sizes(bench.split),
+        failed=failed,
         memorising=f"{how.epochs} epochs, batches of {how.batch}, AdamW at {how.learning_rate:g}",
         about=about,
     )

@@ -82,6 +82,7 @@ def page(
     split: Mapping[str, int],
     memorising: str,
     about: Record,
+    failed: Sequence[str] = (),
 ) -> str:
     """The markdown page of the summaries ``rows``, Full and Retain first."""
     digits = {label: places for label, _, places in (*COLUMNS, *COSTS)}
@@ -96,6 +97,11 @@ def page(
         _line(["---"] * len(head)),
         *(_line(_cells(row, labels, digits)) for row in rows),
         "",
+        *(
+            ["Runs without a result, which registered nothing:", "", *(f"- {one}" for one in failed), ""]
+            if failed
+            else []
+        ),
         *_notes(),
     ]
     return "\n".join(lines) + "\n"
