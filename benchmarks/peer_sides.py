@@ -12,7 +12,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
-from dataclasses import fields
 from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
@@ -186,15 +185,16 @@ def train_ours(
     """The one call of efface's trainer."""
     from efface.adapters import TrainSettings, train
 
-    known = {field.name for field in fields(TrainSettings)}
-    options: Job = {"objective": "npo", "retain_term": "nll", "learning_rate": 1e-4, "steps": job["steps"]}
-    options |= {"forget_batch": len(forget), "retain_batch": len(retain)}
-    options |= {"parameters": {"beta": 0.1}} if "parameters" in known else {"beta": 0.1}
-    if "gradient_checkpointing" in known:
-        options["gradient_checkpointing"] = checkpointing
-    elif checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    train(model, forget, retain, TrainSettings(**options), pad_id=job["pad_id"], on_step=on_step)
+    settings = TrainSettings(
+        "npo",
+        {"beta": 0.1},
+        learning_rate=1e-4,
+        steps=job["steps"],
+        forget_batch=len(forget),
+        retain_batch=len(retain),
+        gradient_checkpointing=checkpointing,
+    )
+    train(model, forget, retain, settings, pad_id=job["pad_id"], on_step=on_step)
 
 
 def mark(marks: Marks) -> None:
