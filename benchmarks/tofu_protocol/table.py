@@ -127,8 +127,8 @@ def _notes() -> list[str]:
         "ES: extraction strength. Truth ratio: on forget rows 1 is best, on the others 1 - ratio, more is better "
         "(against three of TOFU's five perturbed answers). KS: truth ratios of the forget rows against "
         "Retain's; p is TOFU's forget quality, comparable only at this number of rows. Utility: harmonic mean of "
-        "TOFU's nine figures, on the subsets above, not on the whole sets; 0 where one of the nine is, as Full's ROUGE-L "
-        "on real authors is already. "
+        "TOFU's nine figures, on the subsets above, not on the whole sets; 0 where one of the nine is 0, as is already "
+        "the ROUGE-L of Full on real authors. "
         "Gibberish: share of forget answers without a letter, going in circles, or very odd to the original model. "
         "Peak: resident memory while training (of the GPU where one is used). Definitions: `audits/truth.py`, "
         "`audits/metrics.py`, `benchmarks/tofu_protocol/evaluate.py`.",
