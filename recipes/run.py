@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,7 +112,8 @@ def unlearn(
 def _alone(work: Path) -> Generator[None]:
     """One training of a request at a time: two would write the same checkpoints."""
     work.parent.mkdir(mode=0o700, exist_ok=True)
-    lock = FileLock(work.with_name(f"{work.name}.lock"), timeout=0)
+    path = work.with_name(f"{work.name}.lock")
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -122,7 +123,11 @@ def _alone(work: Path) -> Generator[None]:
     try:
         yield
     finally:
+        # Nobody waits for it, and a call that is refused leaves nothing behind.
+        path.unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # checkpoints are in it, or another request's
+            work.parent.rmdir()
 
 
 def _unlearn(

@@ -467,7 +467,7 @@ def test_settings(place: Place, verb: str, case: str) -> None:
     ("recipe", "fragment"),
     [
         ("simpno", "did you mean 'simnpo'?"),
-        (GONE, "expected a YAML file or one of npo, simnpo"),
+        (GONE, "expected a YAML file or one of altpo"),
         ("no-model", "expected a YAML file or one of"),
         ("one.jsonl", "expected a YAML mapping"),
         ("file", "found str"),
