@@ -290,10 +290,14 @@ def _checkpointing(model: PeftModel, settings: TrainSettings) -> Generator[None]
 
 @contextmanager
 def memory_named(settings: TrainSettings) -> Generator[None]:
-    """Too little memory is the user's to put right: say with what."""
+    """Too little memory, and a step size beyond float32, are the user's to put right: say with what."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if "without overflow" in str(error):  # the optimizer's, of a step size
+            raise TrainingError(
+                f"the learning rate {settings.learning_rate:g} is beyond float32: lower the learning rate"
+            ) from error
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and "allocate memory" not in str(error):
             raise
