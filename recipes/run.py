@@ -126,8 +126,9 @@ def _alone(work: Path) -> Generator[None]:
         # Nobody waits for it, and a call that is refused leaves nothing behind.
         path.unlink(missing_ok=True)
         lock.release()
-        with suppress(OSError):  # checkpoints are in it, or another request's
-            work.parent.rmdir()
+        for folder in (*work.glob("*"), work, work.parent):
+            with suppress(OSError):  # checkpoints are in it, or another request's
+                folder.rmdir()
 
 
 def _unlearn(
