@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_kit import FORGET, PAD, RETAIN, encoded, taught
+from model_kit import PAD
 from peft import PeftModel
 from transformers import TrainerCallback
 
@@ -43,21 +43,6 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 class Crash(Exception):
     """Stands for whatever ends a process."""
-
-
-@pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("checkpoint") / "taught")
-
-
-@pytest.fixture(scope="module")
-def forget(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, FORGET)
-
-
-@pytest.fixture(scope="module")
-def retain(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, RETAIN)
 
 
 def worn(folder: Path) -> PeftModel:

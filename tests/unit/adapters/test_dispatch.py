@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_kit import FORGET, PAD, RETAIN, encoded, fill_lora, full_logps, taught
+from model_kit import FORGET, PAD, encoded, fill_lora, full_logps
 from peft import PeftModel
 from torch import Tensor
 
@@ -29,19 +29,9 @@ OTHERS = ("a city", "the play", "paris the capital")
 
 
 @pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("dispatch") / "taught")
-
-
-@pytest.fixture(scope="module")
 def forget(tiny_llama: Path) -> Rows:
     first, second, third = encoded(tiny_llama, FORGET)
     return first, second, replace(third, counted=(True, True, *[False] * (len(third.answer) - 2)))
-
-
-@pytest.fixture(scope="module")
-def retain(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, RETAIN)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_kit import FORGET, PAD, RETAIN, encoded, logits, taught, wide
+from model_kit import PAD, logits, wide
 from peft import PeftModel
 
 from efface.adapters.checkpoint import Checkpoints
@@ -21,21 +21,6 @@ from efface.adapters.watch import StepReport
 
 Rows = tuple[Encoded, ...]
 SETTINGS = TrainSettings(learning_rate=1e-2, steps=10, forget_batch=3, retain_batch=3)
-
-
-@pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("fila") / "taught")
-
-
-@pytest.fixture(scope="module")
-def forget(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, FORGET)
-
-
-@pytest.fixture(scope="module")
-def retain(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, RETAIN)
 
 
 def lora(model: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_kit import FORGET, PAD, RETAIN, encoded, full_logps, taught
+from model_kit import PAD, full_logps
 from peft import PeftModel
 
 from efface.adapters.encode import Encoded, collate
@@ -29,21 +29,6 @@ from efface.audits.metrics import extraction_strength as audited
 Rows = tuple[Encoded, ...]
 SETTINGS = TrainSettings(learning_rate=1e-2, steps=30, forget_batch=3, retain_batch=3)
 FREE = StopRules(every=2, retain_drop=None, distinct=None)
-
-
-@pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("probing") / "taught")
-
-
-@pytest.fixture(scope="module")
-def forget(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, FORGET)
-
-
-@pytest.fixture(scope="module")
-def retain(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, RETAIN)
 
 
 def worn(folder: Path) -> PeftModel:

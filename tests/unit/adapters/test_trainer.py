@@ -11,7 +11,7 @@ import torch
 from adapter_files import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_kit import FORGET, PAD, RETAIN, encoded, fill_lora, full_logps, logits, taught, wide
+from model_kit import FORGET, PAD, RETAIN, encoded, fill_lora, full_logps, logits, wide
 from peft import PeftModel
 
 from efface.adapters.encode import Encoded, collate
@@ -35,11 +35,6 @@ every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 every_retain_term = pytest.mark.parametrize("retain_term", ["nll", "kl"])
 
 Rows = tuple[Encoded, ...]
-
-
-@pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("trainer") / "taught")
 
 
 @pytest.fixture(scope="module")

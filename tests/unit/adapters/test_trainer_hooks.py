@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_kit import FORGET, PAD, RETAIN, encoded, taught
+from model_kit import PAD
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
@@ -24,21 +24,6 @@ from efface.adapters.trainer import train
 
 Rows = tuple[Encoded, ...]
 SETTINGS = TrainSettings(learning_rate=1e-2, steps=3, forget_batch=3, retain_batch=3)
-
-
-@pytest.fixture(scope="module")
-def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tiny_llama, tmp_path_factory.mktemp("hooks") / "taught")
-
-
-@pytest.fixture(scope="module")
-def forget(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, FORGET)
-
-
-@pytest.fixture(scope="module")
-def retain(tiny_llama: Path) -> Rows:
-    return encoded(tiny_llama, RETAIN)
 
 
 def worn(folder: Path) -> PeftModel:
