@@ -32,6 +32,7 @@ from .checkpoint import (
     newest,
     put_weights,
     read_tensors,
+    trained_weights,
     write_weights,
 )
 from .encode import Encoded
@@ -77,6 +78,7 @@ def train(
     :class:`Interrupted`, a KeyboardInterrupt, after Ctrl-C, when a checkpoint is written.
     """
     check_settings(settings)
+    _check_adapter(model)
     _check_tracker(report_to)
     _check_rows(forget, retain, alternates, settings)
     rows, others = _skipped(forget, alternates if settings.needs_alternates else None, settings.skip_first)
@@ -203,6 +205,14 @@ def _with_checkpoint(error: TrainingError, checkpoints: Checkpoints | None) -> T
 def _one_step(items: list[Step]) -> dict[str, Step]:
     (step,) = items
     return {"step": step}
+
+
+def _check_adapter(model: PeftModel) -> None:
+    if not any(parameter.requires_grad for parameter in trained_weights(model).values()):
+        raise TrainingError(
+            f"expected the trainable adapter that `attach` makes, got {', '.join(model.peft_config)}, loaded for "
+            "inference: attach a fresh one (with stacked_on, to train on top of this one)"
+        )
 
 
 def _check_tracker(report_to: str) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from efface.adapters.encode import Encoded
+from efface.adapters.errors import TrainingError
 from efface.adapters.lora import attach, detach, disabled, load, save
 from efface.adapters.model import load_base, state_digest
 from efface.adapters.trainer import TrainSettings, train
@@ -80,7 +81,11 @@ def do(
         settings = TrainSettings(
             steps=1, forget_batch=2, retain_batch=2, retain_term="kl" if how == 0 else "nll"
         )
-        train(worn, bench.forget, bench.retain, settings, pad_id=PAD)
+        if "default" in worn.peft_config:
+            train(worn, bench.forget, bench.retain, settings, pad_id=PAD)
+        else:  # loaded for inference
+            with pytest.raises(TrainingError, match="expected the trainable adapter that `attach` makes"):
+                train(worn, bench.forget, bench.retain, settings, pad_id=PAD)
     if verb == "disable" and worn is not None:
         with disabled(worn):
             logits(worn)

@@ -49,7 +49,7 @@ def test_the_same_rows_are_drawn_every_time(tofu: Path) -> None:
     assert all(int(row.id[-3:]) < 15 for row in split.retain)
     assert {row.paraphrase for row in split.forget} == {f"reply {i}" for i in range(4)}
     assert all(row.paraphrase == row.answer for row in split.authors + split.world)
-    assert [len(row.wrong) for row in (split.forget[0], split.retain_seen[0], split.world[0])] == [5, 3, 3]
+    assert [len(row.wrong) for row in (split.forget[0], split.retain_seen[0], split.world[0])] == [3, 3, 3]
 
 
 def test_too_few_rows_and_absent_files_are_named(tofu: Path) -> None:
