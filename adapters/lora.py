@@ -97,7 +97,7 @@ def load(model: PreTrainedModel, folder: Path, *, name: str = "efface") -> PeftM
     return loaded
 
 
-def save(model: PeftModel, folder: Path, *, base: str) -> None:
+def save(model: PeftModel, folder: str | Path, *, base: str) -> None:
     """Write the trained adapter as a canonical PEFT folder: the same weights give the same bytes anywhere.
 
     ``base`` (a fingerprint digest) goes into ``base_model_name_or_path`` instead of a path of this machine.
@@ -131,7 +131,7 @@ def save(model: PeftModel, folder: Path, *, base: str) -> None:
         task_type="CAUSAL_LM",
         fan_in_fan_out=False,
     )
-    weights = safetensors_bytes(tensors)
+    weights, folder = safetensors_bytes(tensors), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CONFIG_NAME, [config_bytes(config)])
     write_atomic(folder / WEIGHTS_NAME, [weights])

@@ -3,7 +3,7 @@
 DIR holds TOFU's JSON files (https://huggingface.co/datasets/locuslab/TOFU). `prepare` memorises the rows (once,
 cached), `run` unlearns and evaluates every recipe with every seed (one JSON file each; what is there already is not
 run again), `table` writes benchmarks/results/tofu-cpu.md and .json from them, `tune` ranks a grid of settings.
-Progress on stderr, JSON on stdout. A minute or so per run on two threads; OMP_NUM_THREADS sets them.
+Progress on stderr, JSON on stdout. About five minutes a run on one core; OMP_NUM_THREADS sets threads.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         command=command,
         split=sizes(bench.split),
         failed=failed,
+        note=given.note,
         memorising=f"{how.epochs} epochs, batches of {how.batch}, AdamW at {how.learning_rate:g}",
         about=about,
     )
@@ -212,6 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     running.set_defaults(command=run)
     writing = commands.add_parser("table", parents=[choice])
     writing.add_argument("--out", type=Path, default=RESULTS)
+    writing.add_argument(
+        "--note", default="", help="what else a reader of the page has to know of these runs"
+    )
     writing.set_defaults(command=table)
     tuning = commands.add_parser("tune", parents=[choice])
     tuning.add_argument("--learning-rates", default="2e-4,5e-4,1e-3")

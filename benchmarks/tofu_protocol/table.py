@@ -83,6 +83,7 @@ def page(
     memorising: str,
     about: Record,
     failed: Sequence[str] = (),
+    note: str = "",
 ) -> str:
     """The markdown page of the summaries ``rows``, Full and Retain first."""
     digits = {label: places for label, _, places in (*COLUMNS, *COSTS)}
@@ -92,6 +93,7 @@ def page(
         "# TOFU on SmolLM2-135M-Instruct, CPU subset",
         "",
         *_preamble(command, split, memorising, about),
+        *([note] if note else []),
         "",
         _line(head),
         _line(["---"] * len(head)),

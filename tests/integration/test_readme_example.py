@@ -1,15 +1,18 @@
-"""README's Python example, run as it stands: one request forgotten, released and taken back on the real model."""
+"""The Python examples of README and guide, run as they stand on the real model."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from efface.adapters import read_adapter
 from efface.registry import Registry, active_release, list_requests, verify
 
 pytestmark = pytest.mark.slow  # trains a real adapter: about two minutes on two cores
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 @pytest.mark.usefixtures("smollm")
@@ -28,3 +31,17 @@ def test_the_python_example_runs(
         assert len(list_requests(registry)) == 1
         now = active_release(registry, "prod")
         assert (now.version, now.composition.parts) == (2, ())
+
+
+@pytest.mark.usefixtures("smollm")
+def test_the_guides_training_without_a_registry_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    (code,) = [
+        part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TrainSettings" in part
+    ]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "guide.md", "exec"), names)
+    before, *_, last = names["result"].probes
+    assert last.forget_probability < 0.5 * before.forget_probability
+    assert read_adapter(tmp_path / "adapter").rank == 16
