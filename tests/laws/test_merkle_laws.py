@@ -1,6 +1,7 @@
 """Laws of Merkle trees over generated sizes: proofs hold, and nothing that was changed does."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -156,14 +157,24 @@ def test_a_changed_consistency_proof_fails(size: int, data: st.DataObject) -> No
     assert not verify_consistency(first, size, mth(forged[:first]), new, proof)
 
 
-@given(sizes, sizes, sizes, sizes)
-def test_other_sizes_fail_unless_the_proof_has_the_same_steps_there(a: int, b: int, c: int, d: int) -> None:
-    first, second, claimed_first, claimed_second = min(a, b), max(a, b), min(c, d), max(c, d)
-    if first == second or claimed_first == claimed_second:
-        return
-    proof = consistency_proof(LEAVES, first, second)
-    held = verify_consistency(claimed_first, claimed_second, mth(LEAVES[:first]), mth(LEAVES[:second]), proof)
-    assert held is (steps(claimed_first, claimed_second) == steps(first, second))
+def test_other_sizes_fail_unless_the_proof_has_the_same_steps_there() -> None:
+    """Each proof between small trees, claimed for every other pair: some hold, as for inclusion."""
+    roots = [mth(LEAVES[:size]) for size in range(18)]
+    pairs = list(itertools.combinations(range(1, 18), 2))
+    for first, second in pairs:
+        proof = consistency_proof(LEAVES, first, second)
+        for claimed in pairs:
+            held = verify_consistency(*claimed, roots[first], roots[second], proof)
+            assert held is (steps(*claimed) == steps(first, second))
+
+
+def test_other_places_fail_unless_the_path_is_the_same_there() -> None:
+    places = [(index, size) for size in range(1, 12) for index in range(size)]
+    for index, size in places:
+        proof, top = inclusion_proof(LEAVES[:size], index), mth(LEAVES[:size])
+        for claimed in places:
+            held = verify_inclusion(LEAVES[index], *claimed, proof, top)
+            assert held is (sides(*claimed) == sides(index, size))
 
 
 @given(st.lists(st.integers(0, 9), max_size=8))

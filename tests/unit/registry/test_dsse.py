@@ -151,6 +151,11 @@ def test_our_signatures_are_the_published_ones() -> None:
     assert dsse.parse(envelope.to_json()) == envelope
 
 
+def test_a_good_signature_of_another_type_is_refused() -> None:
+    with pytest.raises(GateFailed):
+        dsse.verify(dsse.parse(written()), PEMS, payload_type="application/vnd.example.other+json")
+
+
 def test_a_key_id_is_only_a_hint() -> None:
     for hint in (None, "", "unknown", "A"):
         envelope = dsse.parse(written(signatures=[(hint, BY_A)]))

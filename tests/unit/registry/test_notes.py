@@ -84,6 +84,7 @@ def test_unknown_signatures_are_passed_over_and_wrong_ones_are_not() -> None:
         NOTE[:-1],
         NOTE + "\n",
         NOTE + "more\n",
+        NOTE + "more",
         NOTE.replace("— ", "- "),
         NOTE.replace("— ", "—"),
         NOTE.replace("PeterNeumann x", "PeterNeumann  x"),
