@@ -8,18 +8,18 @@ rank, seed, steps), never rows or text that is to be forgotten.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from . import cache, checks, ledger, peft_folder, requests
-from .canon import JSON, Digest, canonical, digest_bytes, parse
+from . import cache, checks, ledger, peft_folder, requests, states
+from .canon import JSON, Digest, canonical, digest_bytes, parse, weight
 from .errors import Conflict, InvalidInput, NotFound
 from .registry import Registry, Writer
+from .tables import Row, Tables, chunks
 from .types import Adapter
 
-KINDS = ("trained", "rendered")
+KINDS = ("trained", "rendered", "consolidated")
 _FACTS_LIMIT = 64 * 1024
 _REFERENCE = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 _MEDIA_TYPES = {peft_folder.CONFIG: "application/json", peft_folder.WEIGHTS: "application/x-safetensors"}
@@ -37,17 +37,19 @@ def seal_adapter(
     request_ids: Sequence[str],
     facts: Mapping[str, JSON],
     trained_on: str | None = None,
+    error_bound: str | None = None,
     actor: str,
 ) -> Adapter:
     """Store the PEFT LoRA in `folder` and record it; the same adapter sealed twice is one adapter.
 
-    `kind` is `trained` (moves its requests to TRAINED) or `rendered` (a composition made into one LoRA; put
-    its digest in `facts["composition"]` and releases check it). `trained_on` is the digest of the composition
-    it was trained on top of. Raises InvalidInput, NotFound or Conflict; nothing is written then.
+    `kind` is `trained` (moves its requests to TRAINED), `rendered` (a composition made into one LoRA; put its
+    digest in `facts["composition"]` and releases check it) or `consolidated` (several adapters made into one).
+    `trained_on` is the digest of the composition it was trained on top of, `error_bound` a decimal bound on what
+    compressing lost. Raises InvalidInput, NotFound or Conflict; nothing is written then.
     """
     checks.actor(actor)
     files = peft_folder.read(Path(folder))
-    manifest = _manifest(kind, base, quantization, request_ids, facts, trained_on, files)
+    manifest = _manifest(kind, base, quantization, request_ids, facts, trained_on, error_bound, files)
     data = canonical(manifest)
     digest = digest_bytes(data)
     with reg.read() as db:
@@ -69,16 +71,30 @@ def get_adapter(reg: Registry, ref: str) -> Adapter:
         return load(db, resolve(db, "adapter", ref))
 
 
-def list_adapters(reg: Registry, request_id: str | None = None) -> list[Adapter]:
-    """All adapters in the order they were sealed, or those of one request. Raises NotFound."""
-    query = (
-        "SELECT * FROM adapter WHERE ?1 IS NULL OR digest IN"
-        " (SELECT adapter FROM adapter_request WHERE request = ?1) ORDER BY seq"
-    )
+def list_adapters(
+    reg: Registry,
+    request_id: str | None = None,
+    *,
+    state: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[Adapter]:
+    """Adapters in the order they were sealed: all or a page (`after` a digest), of one request, in one state.
+
+    Raises NotFound, InvalidInput.
+    """
+    where: dict[str, Any] = {}
+    if state is not None:
+        where["state"] = checks.choice(state, "state", tuple(states.ADAPTER))
+    count = None if limit is None else checks.count(limit, "limit", 1)
     with reg.read() as db:
+        start = None if after is None else load_row(db, resolve(db, "adapter", after))["seq"]
         if request_id is not None:
             requests.load(db, request_id)
-        return [_adapter(row) for row in db.execute(query, (request_id,))]
+            pairs = db.find("adapter_request", order="adapter", request=request_id)
+            where["digest"] = tuple(pair["adapter"] for pair in pairs)
+        rows = db.find("adapter", order="seq", after=start, limit=count, **where)
+        return [adapter_of(row) for row in rows]
 
 
 def adapter_for_request(reg: Registry, request_id: str) -> Adapter:
@@ -105,21 +121,31 @@ def adapter_folder(reg: Registry, ref: str) -> Path:
     return folder
 
 
-def load(db: sqlite3.Connection, digest: str) -> Adapter:
+def load(db: Tables, digest: str) -> Adapter:
     """The adapter with this full digest, inside a transaction. Raises NotFound."""
-    row = db.execute("SELECT * FROM adapter WHERE digest = ?", (digest,)).fetchone()
+    return adapter_of(load_row(db, digest))
+
+
+def load_many(db: Tables, digests: Sequence[str]) -> list[Adapter]:
+    """The adapters with these digests, in the order given. Raises NotFound."""
+    rows = {row["digest"]: row for some in chunks(list(digests)) for row in db.find("adapter", digest=some)}
+    return [adapter_of(rows[digest]) if digest in rows else load(db, digest) for digest in digests]
+
+
+def load_row(db: Tables, digest: str) -> Row:
+    """The row of an adapter. Raises NotFound."""
+    row = db.get("adapter", digest)
     if row is None:
-        raise NotFound(f"adapter {digest}", "an unknown digest", "Look for it in `efface log`.")
-    return _adapter(row)
+        raise NotFound(f"adapter {digest}", "an unknown digest", "Look for it in `efface adapter list`.")
+    return row
 
 
-def resolve(db: sqlite3.Connection, table: str, ref: str) -> Digest:
+def resolve(db: Tables, table: str, ref: str) -> Digest:
     """The full digest of the one adapter or audit that `ref` abbreviates. Raises InvalidInput, NotFound."""
     match = _REFERENCE.fullmatch(ref)
     if match is None:
         raise InvalidInput(f"the digest of an {table}", "other text", "Pass at least 6 of its hex digits.")
-    query = f"SELECT digest FROM {table} WHERE digest GLOB ? ORDER BY digest LIMIT 10"  # noqa: S608 - our names
-    found = [row["digest"] for row in db.execute(query, (f"sha256:{match[1]}*",))]
+    found = [row["digest"] for row in db.starting(table, f"sha256:{match[1]}", 10)]
     if not found:
         raise NotFound(f"an {table} {match[0]}", "an unknown digest", "Look for it in `efface log`.")
     if len(found) > 1:
@@ -134,6 +160,7 @@ def _manifest(
     request_ids: Sequence[str],
     facts: Mapping[str, JSON],
     trained_on: str | None,
+    error_bound: str | None,
     files: Mapping[str, bytes],
 ) -> dict[str, JSON]:
     if isinstance(request_ids, str) or not request_ids:
@@ -143,7 +170,7 @@ def _manifest(
         raise InvalidInput("trained_on with a trained adapter only", f"a {kind} one", then)
     if len(canonical(facts)) > _FACTS_LIMIT:
         raise InvalidInput(f"facts of at most {_FACTS_LIMIT} bytes", "more", "Store data elsewhere.")
-    return {
+    manifest: dict[str, JSON] = {
         "v": 1,
         "kind": checks.choice(kind, "kind", KINDS),
         "base": checks.token(base, "base", 200),
@@ -153,18 +180,23 @@ def _manifest(
         "trained_on": None if trained_on is None else checks.digest(trained_on, "trained_on"),
         "facts": facts,
     }
+    # Left out where it says nothing, so that adapters sealed before there was one keep their digest.
+    return manifest if error_bound is None else manifest | {"error_bound": weight(error_bound)}
 
 
-def _check_sealable(db: sqlite3.Connection, digest: str, manifest: Mapping[str, JSON]) -> bool:
+def _check_sealable(db: Tables, digest: str, manifest: Mapping[str, JSON]) -> bool:
     """False when it is sealed already; raises unless everything that the manifest names allows it."""
-    if db.execute("SELECT 1 FROM adapter WHERE digest = ?", (digest,)).fetchone():
+    if (row := db.get("adapter", digest)) is not None:
+        if row["state"] == "PURGED":
+            then = "Its bytes were purged for good: train it again with another seed."
+            raise Conflict(f"adapter {digest} with its bytes", "PURGED", then)
         return False
     for request_id in cast(Sequence[str], manifest["requests"]):
         state = requests.load(db, request_id).state
         if manifest["kind"] == "trained" and state not in (*_RETRAINABLE, "TRAINED", "RELEASED"):
             raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
     trained_on = manifest["trained_on"]
-    if trained_on and not db.execute("SELECT 1 FROM composition WHERE digest = ?", (trained_on,)).fetchone():
+    if trained_on and db.get("composition", trained_on) is None:
         then = "Create a release of it first, or train on the bare base."
         raise NotFound(f"composition {trained_on} in a release", "an unknown digest", then)
     return True
@@ -182,7 +214,8 @@ def _described(digest: Digest, data: bytes, media_type: str) -> dict[str, JSON]:
     return {"digest": digest, "size": len(data), "media_type": media_type}
 
 
-def _adapter(row: sqlite3.Row) -> Adapter:
+def adapter_of(row: Row) -> Adapter:
+    """The adapter in a row."""
     manifest = cast(Mapping[str, Any], parse(row["manifest"]))
     return Adapter(
         digest=Digest(row["digest"]),
@@ -193,6 +226,7 @@ def _adapter(row: sqlite3.Row) -> Adapter:
         trained_on=manifest["trained_on"],
         files=manifest["files"],
         facts=manifest["facts"],
+        error_bound=row["error_bound"],
         state=row["state"],
         sealed_at=row["sealed_at"],
     )

@@ -6,7 +6,6 @@ only become active on a record that passed. The report holds figures, never the 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -15,7 +14,8 @@ from . import adapters, checks, ledger
 from .canon import JSON, digest_bytes, digest_json, parse
 from .errors import InvalidInput, NotFound
 from .registry import Registry
-from .types import Audit
+from .tables import Row, Tables
+from .types import Audit, Composition
 
 VERDICTS = ("pass", "fail")
 
@@ -51,7 +51,7 @@ def record_audit(
     digest = digest_json(record)
     blob: JSON = {"digest": reg.blobs.put(report), "size": len(report), "media_type": "application/json"}
     with reg.write(actor) as tx:
-        if not tx.db.execute("SELECT 1 FROM audit WHERE digest = ?", (digest,)).fetchone():
+        if tx.db.get("audit", digest) is None:
             ledger.append(tx, "audit.recorded", digest, {"record": record, "blobs": [blob]})
         return load(tx.db, digest)
 
@@ -64,9 +64,9 @@ def get_audit(reg: Registry, ref: str) -> Audit:
 
 def list_audits(reg: Registry, composition: str | None = None) -> list[Audit]:
     """All audits in the order they were recorded, or those of one composition."""
-    query = "SELECT * FROM audit WHERE ?1 IS NULL OR composition = ?1 ORDER BY seq"
+    where: dict[str, Any] = {} if composition is None else {"composition": composition}
     with reg.read() as db:
-        return [_audit(row) for row in db.execute(query, (composition,))]
+        return [audit_of(row) for row in db.find("audit", order="seq", **where)]
 
 
 def find_audit(reg: Registry, *, composition: str, precision: str, suite: str) -> Audit:
@@ -78,12 +78,12 @@ def find_audit(reg: Registry, *, composition: str, precision: str, suite: str) -
     raise NotFound(f"an audit of {composition} at {precision} with {suite}", "none", then)
 
 
-def load(db: sqlite3.Connection, digest: str) -> Audit:
+def load(db: Tables, digest: str) -> Audit:
     """The audit with this full digest, inside a transaction. Raises NotFound."""
-    row = db.execute("SELECT * FROM audit WHERE digest = ?", (digest,)).fetchone()
+    row = db.get("audit", digest)
     if row is None:
         raise NotFound(f"audit {digest}", "an unknown digest", "Run `efface audit run` first.")
-    return _audit(row)
+    return audit_of(row)
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, JSON]:
@@ -95,7 +95,16 @@ def _environment(environment: Mapping[str, str]) -> dict[str, JSON]:
     }
 
 
-def _audit(row: sqlite3.Row) -> Audit:
+def passed(db: Tables, composition: Composition) -> bool:
+    """Whether an audit of this composition passed at the precision it is served in."""
+    found = db.find(
+        "audit", composition=composition.digest, precision=composition.quantization, verdict="pass"
+    )
+    return bool(found)
+
+
+def audit_of(row: Row) -> Audit:
+    """The audit in a row."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(Audit)}
     values["environment"] = parse(row["environment"])
     return Audit(**values)

@@ -58,6 +58,10 @@ class Blobs:
         path = self.path(digest)
         return self.size(digest) is not None and file_digest(path) == digest
 
+    def digest_of(self, digest: str) -> str:
+        """The digest of what is stored under this one."""
+        return file_digest(self.path(digest))
+
     def size(self, digest: str) -> int | None:
         """The blob's size in bytes; None when no regular file is there."""
         try:

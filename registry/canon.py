@@ -31,6 +31,8 @@ _FIX_JSON = "Pass only null, booleans, numbers, text, lists and objects with tex
 
 def canonical(value: JSON) -> bytes:
     """RFC 8785 bytes of `value`. Raises InvalidInput for NaN, infinities, large integers, other types."""
+    if (quick := _quick(value)) is not None:
+        return quick.encode("ascii")
     try:
         return rfc8785.dumps(_plain(value))
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
@@ -47,6 +49,22 @@ def parse(text: str | bytes) -> JSON:
         return json.loads(text, parse_int=_integer, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise InvalidInput("UTF-8 JSON without repeated keys", type(error).__name__, _FIX_JSON) from error
+
+
+def parse_canonical(text: str) -> JSON | None:
+    """The value of `text` if it is RFC 8785 beyond doubt, quickly; None when only `canonical(parse(…))` can tell.
+
+    Reading and writing again with the standard library proves it for ASCII text whose numbers Python and ECMAScript
+    spell alike: small integers, and decimals without exponent that Python reads and writes the same.
+    """
+    if not text.isascii():
+        return None
+    try:
+        value = json.loads(text, parse_int=_small, parse_float=_plain_float, parse_constant=_refuse)
+        written = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return None
+    return value if written == text else None
 
 
 def digest_bytes(data: bytes) -> Digest:
@@ -66,10 +84,24 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def next_month(moment: datetime) -> datetime:
-    """The same UTC day and time one calendar month later; the last day where that month is shorter."""
+def parse_timestamp(text: str) -> datetime:
+    """The moment in a timestamp that `timestamp` wrote. Raises InvalidInput for another spelling."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        moment = None
+    if moment is None or moment.tzinfo is None or timestamp(moment) != text:
+        raise InvalidInput(
+            "a time such as 2026-01-31T09:00:00.000000Z", "other text", "Write UTC, to the μs."
+        )
+    return moment
+
+
+def months_later(moment: datetime, months: int) -> datetime:
+    """The same UTC day and time `months` calendar months later; the last day where that month is shorter."""
     utc = moment.astimezone(UTC)
-    year, month = (utc.year + 1, 1) if utc.month == 12 else (utc.year, utc.month + 1)
+    years, month = divmod(utc.month - 1 + months, 12)
+    year, month = utc.year + years, month + 1
     return utc.replace(year=year, month=month, day=min(utc.day, calendar.monthrange(year, month)[1]))
 
 
@@ -82,6 +114,21 @@ def weight(value: str | int | float | Decimal) -> str:
     text = format(number, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if number == 0 else text
+
+
+def _quick(value: JSON) -> str | None:
+    """What the standard library writes, if `parse_canonical` proves that it is canonical and means `value`."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    # Equal, so no key was a number and no list a tuple.
+    return text if (found := parse_canonical(text)) is not None and found == value else None
+
+
+def quoted(text: str) -> str:
+    """A JSON text as RFC 8785 §3.2.2.2 writes it, which is how the standard library does without ensure_ascii."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _decimal(value: str | int | float | Decimal) -> Decimal:
@@ -110,6 +157,20 @@ def _plain(value: JSON) -> JSON:
 def _integer(text: str) -> int | float:
     number = int(text)
     return number if abs(number) <= LARGEST_EXACT_INTEGER else float(text)
+
+
+def _small(text: str) -> int:
+    if len(text) > 15:
+        raise ValueError("a long integer")
+    return int(text)
+
+
+def _plain_float(text: str) -> float:
+    """Python writes 1e-05 and 1.0 where ECMAScript has 0.00001 and 1; elsewhere in this range both agree."""
+    number = float(text)
+    if repr(number) != text or "e" in text or text.endswith(".0"):
+        raise ValueError("a number that has two spellings")
+    return number
 
 
 def _refuse(_constant: str) -> NoReturn:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import sqlite3
-
-from . import adapters, release_rows, requests
+from . import adapters, audits, compositions, release_rows, requests, states
 from .errors import Conflict, GateFailed, InvalidInput
+from .tables import Tables
 from .types import Audit, Composition, Release
 
-_ENDED = ("REFUSED", "WITHDRAWN")
+STACKABLE = ("trained", "consolidated")
 
 
-def parts(db: sqlite3.Connection, composition: Composition) -> None:
+def parts(db: Tables, composition: Composition) -> None:
     """Its adapters are sealed, trained, on its base, and their requests in force."""
-    loaded = [adapters.load(db, digest) for digest in composition.adapters]
+    loaded = adapters.load_many(db, composition.adapters)
     for adapter in loaded:
-        if adapter.kind != "trained" or adapter.state not in ("SEALED", "QUALIFIED"):
+        if adapter.kind not in STACKABLE or adapter.state not in ("SEALED", "QUALIFIED"):
             came = f"{adapter.digest}, {adapter.kind} and {adapter.state}"
             raise InvalidInput("trained adapters that are sealed", came, "Leave it out.")
         _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
     _check_not_ended(db, composition)
 
 
-def rendered(db: sqlite3.Connection, composition: Composition, digest: str) -> None:
+def rendered(db: Tables, composition: Composition, digest: str) -> None:
     """`digest` is a rendered adapter on the composition's base, and of no other composition."""
     adapter = adapters.load(db, digest)
     if adapter.kind != "rendered":
@@ -42,9 +41,9 @@ def _check_base(composition: Composition, base: str, quantization: str, adapter:
         )
 
 
-def _check_not_ended(db: sqlite3.Connection, composition: Composition) -> None:
+def _check_not_ended(db: Tables, composition: Composition) -> None:
     for request_id in sorted(release_rows.requests_of(db, composition)):
-        if (state := requests.load(db, request_id).state) in _ENDED:
+        if (state := requests.load(db, request_id).state) in states.ENDED:
             raise Conflict(f"{request_id} in force", state, "Leave its adapter out of the release.")
 
 
@@ -60,11 +59,12 @@ def gate(release: Release, evidence: Audit) -> None:
         raise GateFailed("an audit that passed", f"{evidence.digest}, which failed", then)
 
 
-def turn(db: sqlite3.Connection, release: Release, previous: Release | None) -> None:
-    """The release is a candidate, newer than the active one, and its requests are in force."""
+def turn(db: Tables, release: Release, previous: Release | None, state: str) -> None:
+    """The release is in `state`, newer than the active one, and its requests are in force."""
     name = f"{release.channel}@{release.version}"
-    if release.state != "CANDIDATE":
-        raise Conflict(f"{name} as a CANDIDATE", release.state, "Create a new release of the composition.")
+    if release.state != state:
+        then = "Create a new release of the composition."
+        raise Conflict(f"{name} as {state}", release.state, then)
     if previous is not None and previous.version > release.version:
         came = f"{name}, while {previous.version} is active"
         raise Conflict(
@@ -81,11 +81,20 @@ def shared(members: dict[str, set[str]], leaving: set[str], removing: set[str]) 
             raise InvalidInput("every request of the adapters that go", came, "Name those requests too.")
 
 
-def trained_on(db: sqlite3.Connection, composition: Composition, leaving: set[str]) -> None:
-    """No adapter that stays was trained on top of one that goes."""
-    query = "SELECT adapter FROM composition_part WHERE composition = ?"
-    for digest in set(composition.adapters) - leaving:
-        below = {row["adapter"] for row in db.execute(query, (adapters.load(db, digest).trained_on,))}
-        if gone := below & leaving:
-            then = "Remove the later request too, or train it again without the one that goes."
-            raise Conflict(f"no adapter that stays to be trained on {min(gone)}", f"{digest}, which is", then)
+def trained_on(db: Tables, composition: Composition, leaving: set[str]) -> None:
+    """No adapter that stays was trained on top of one that goes, unless what is left has passed an audit.
+
+    An adapter knows only the policy it was trained on: without what lay below it, nothing but an audit says what it
+    still suppresses.
+    """
+    staying = adapters.load_many(db, sorted(set(composition.adapters) - leaving))
+    for adapter in staying:
+        below = {part["adapter"] for part in db.find("composition_part", composition=adapter.trained_on)}
+        gone = below & leaving
+        if gone and not audits.passed(db, compositions.without(composition, leaving)):
+            raise Conflict(
+                f"no adapter that stays to be trained on {min(gone)}",
+                f"{adapter.digest}, which is (it forgets {', '.join(adapter.requests)})",
+                f"Remove {', '.join(adapter.requests)} too, or train it again without the one that goes, or audit "
+                "what would be left: efface audit run --release CHANNEL --without REQUEST.",
+            )

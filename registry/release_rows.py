@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from . import adapters, checks, compositions
 from .errors import NotFound
+from .tables import Row, Tables, chunks
 from .types import Composition, Release
 
 
-def members(db: sqlite3.Connection, composition: Composition) -> dict[str, set[str]]:
+def members(db: Tables, composition: Composition) -> dict[str, set[str]]:
     """Adapter → the requests that it forgets."""
-    return {digest: set(adapters.load(db, digest).requests) for digest in composition.adapters}
+    return {adapter.digest: set(adapter.requests) for adapter in adapters.load_many(db, composition.adapters)}
 
 
-def requests_of(db: sqlite3.Connection, composition: Composition) -> set[str]:
+def requests_of(db: Tables, composition: Composition) -> set[str]:
     """The requests that the composition's adapters forget."""
     return {request for found in members(db, composition).values() for request in found}
 
 
-def released(db: sqlite3.Connection) -> set[str]:
+def released(db: Tables) -> set[str]:
     """The requests in the active release of any channel."""
-    query = (
-        "SELECT DISTINCT request FROM release JOIN composition_part USING (composition)"
-        " JOIN adapter_request USING (adapter) WHERE state = 'ACTIVE'"
-    )
-    return {row["request"] for row in db.execute(query)}
+    active_now = {row["composition"] for row in db.find("release", state="ACTIVE")}
+    held = {
+        row["adapter"] for digest in active_now for row in db.find("composition_part", composition=digest)
+    }
+    return _requests(db, sorted(held))
 
 
-def need_active(db: sqlite3.Connection, channel: str) -> Release:
+def channels_of(db: Tables, request_id: str) -> list[Release]:
+    """The active releases that hold an adapter of this request, by channel."""
+    pairs = db.find("adapter_request", order="adapter", request=request_id)
+    mine = {pair["adapter"] for pair in pairs}
+    found = [release(db, row) for row in db.find("release", state="ACTIVE")]
+    return [one for one in found if mine & set(one.composition.adapters)]
+
+
+def need_active(db: Tables, channel: str) -> Release:
     """The channel's active release. Raises NotFound."""
     found = active(db, checks.channel(channel))
     if found is None:
@@ -39,30 +48,38 @@ def need_active(db: sqlite3.Connection, channel: str) -> Release:
     return found
 
 
-def active(db: sqlite3.Connection, channel: str) -> Release | None:
+def active(db: Tables, channel: str) -> Release | None:
     """The channel's active release, or None when it has none yet (the caller's normal case)."""
-    query = "SELECT * FROM release WHERE channel = ? AND state = 'ACTIVE'"
-    row = db.execute(query, (channel,)).fetchone()
-    return None if row is None else release(db, row)
+    found = db.find("release", channel=channel, state="ACTIVE")
+    return release(db, found[0]) if found else None
 
 
-def load(db: sqlite3.Connection, channel: str, version: int) -> Release:
+def load(db: Tables, channel: str, version: int) -> Release:
     """One version of a channel. Raises NotFound, or InvalidInput for what cannot be a channel or version."""
-    key = (checks.channel(channel), checks.count(version, "version", 1))
-    row = db.execute("SELECT * FROM release WHERE channel = ? AND version = ?", key).fetchone()
+    row = db.get("release", checks.channel(channel), checks.count(version, "version", 1))
     if row is None:
         then = f"List them with `efface release history {channel}`."
         raise NotFound(f"version {version} of {channel}", "no such release", then)
     return release(db, row)
 
 
-def release(db: sqlite3.Connection, row: sqlite3.Row) -> Release:
+def composition(db: Tables, digest: str) -> Composition:
+    """The composition with this digest, which a release holds. Raises NotFound."""
+    header = db.get("composition", digest)
+    if header is None:
+        raise NotFound(
+            f"composition {digest} in a release", "an unknown digest", "Create a release of it first."
+        )
+    parts = [(part["adapter"], part["weight"]) for part in db.find("composition_part", composition=digest)]
+    return compositions.compose(header["base"], header["quantization"], parts, header["render"])
+
+
+def release(db: Tables, row: Row) -> Release:
     """The release in a row, with its composition."""
-    digest = row["composition"]
-    header = db.execute("SELECT * FROM composition WHERE digest = ?", (digest,)).fetchone()
-    parts = db.execute("SELECT adapter, weight FROM composition_part WHERE composition = ?", (digest,))
-    pairs = [(part["adapter"], part["weight"]) for part in parts]
-    composition = compositions.compose(header["base"], header["quantization"], pairs, header["render"])
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(Release)}
-    values["composition"] = composition
+    values["composition"] = composition(db, row["composition"])
     return Release(**values)
+
+
+def _requests(db: Tables, held: Sequence[str]) -> set[str]:
+    return {row["request"] for some in chunks(list(held)) for row in db.find("adapter_request", adapter=some)}

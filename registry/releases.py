@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import adapters, audits, checks, compositions, ledger, release_checks, release_rows, requests
+from . import adapters, audits, checks, compositions, ledger, release_checks, release_rows, requests, states
 from .canon import JSON
-from .errors import InvalidInput, NotFound
+from .errors import Conflict, GateFailed, InvalidInput, NotFound
 from .registry import Registry, Writer
-from .types import Audit, Composition, Release
+from .types import Audit, Composition, Release, ReleaseDiff
 
 _IN_FORCE = ("RELEASED", "SHREDDED", "CLOSED")
 
@@ -36,8 +36,8 @@ def create_release(
         release_checks.parts(tx.db, composition)
         if rendered is not None:
             release_checks.rendered(tx.db, composition, rendered)
-        query = "SELECT coalesce(max(version), 0) + 1 FROM release WHERE channel = ?"
-        version: int = tx.db.execute(query, (channel,)).fetchone()[0]
+        known = tx.db.get("channel", channel)
+        version = 1 if known is None else known["versions"] + 1
         body: dict[str, JSON] = {
             "channel": channel,
             "version": version,
@@ -50,23 +50,59 @@ def create_release(
         return release_rows.load(tx.db, channel, version)
 
 
-def activate_release(reg: Registry, channel: str, version: int, *, audit: str, approved_by: str) -> Release:
-    """Approve a candidate on the strength of an audit and make it the channel's active release.
+def approve_release(reg: Registry, channel: str, version: int, *, audit: str, approved_by: str) -> Release:
+    """Approve a candidate on the strength of an audit; it is not served before `activate_release`.
 
-    The active one before it is superseded; requests whose adapters it holds become RELEASED, and those that
-    are in no active release any more REOPENED. Doing it again (same audit, same approver) changes nothing.
     Raises GateFailed for evidence that does not carry it, Conflict for a release past CANDIDATE or older than
     the active one; nothing is written then.
     """
     with reg.write(approved_by) as tx:
         release = release_rows.load(tx.db, channel, version)
         evidence = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
-        if (release.state, release.audit, release.approved_by) == ("ACTIVE", evidence.digest, approved_by):
+        release_checks.gate(release, evidence)
+        release_checks.turn(tx.db, release, release_rows.active(tx.db, channel), "CANDIDATE")
+        _move(tx, release, "approved", {"audit": evidence.digest})
+        return release_rows.load(tx.db, channel, version)
+
+
+def activate_release(
+    reg: Registry, channel: str, version: int, *, audit: str | None = None, approved_by: str
+) -> Release:
+    """Make a release the channel's active one: an approved one, or a candidate together with its `audit`.
+
+    The active one before it is superseded; requests whose adapters it holds become RELEASED, and those that
+    are in no active release any more REOPENED. Doing it again changes nothing. `approved_by` is who acts.
+    Raises GateFailed for evidence that does not carry it, Conflict for a release in another state or older than
+    the active one; nothing is written then.
+    """
+    with reg.write(approved_by) as tx:
+        release = release_rows.load(tx.db, channel, version)
+        given = None if audit is None else adapters.resolve(tx.db, "audit", audit)
+        if release.state == "ACTIVE" and (
+            given is None or (given, approved_by) == (release.audit, release.approved_by)
+        ):
             return release
         previous = release_rows.active(tx.db, channel)
+        evidence = audits.load(tx.db, _evidence(release, given))
         release_checks.gate(release, evidence)
-        release_checks.turn(tx.db, release, previous)
+        release_checks.turn(tx.db, release, previous, "CANDIDATE" if given else "APPROVED")
+        if given is not None:
+            _move(tx, release, "approved", {"audit": given})
         _activate(tx, release, previous, evidence)
+        return release_rows.load(tx.db, channel, version)
+
+
+def withdraw_release(reg: Registry, channel: str, version: int, *, reason: str, actor: str) -> Release:
+    """Give up a candidate or an approved release. An active one is rolled back instead: Conflict."""
+    checks.reason(reason)
+    with reg.write(actor) as tx:
+        release = release_rows.load(tx.db, channel, version)
+        if release.state == "ACTIVE":
+            came = f"{channel}@{version}, which is active"
+            then = f"Roll it back: efface release rollback {channel} --remove REQUEST --reason TEXT"
+            raise Conflict("a release that is not served", came, then)
+        states.step("release", release.state, "WITHDRAWN")
+        _move(tx, release, "withdrawn", {"reason": reason})
         return release_rows.load(tx.db, channel, version)
 
 
@@ -85,9 +121,7 @@ def active_release(reg: Registry, channel: str) -> Release:
 def history(reg: Registry, channel: str) -> list[Release]:
     """Every version of a channel, oldest first. Raises NotFound for a channel without one."""
     with reg.read() as db:
-        rows = db.execute(
-            "SELECT * FROM release WHERE channel = ? ORDER BY version", (checks.channel(channel),)
-        )
+        rows = db.find("release", order="version", channel=checks.channel(channel))
         found = [release_rows.release(db, row) for row in rows]
     if not found:
         raise NotFound(f"a release on {channel}", "none", f"Create one: efface release create {channel}")
@@ -97,7 +131,29 @@ def history(reg: Registry, channel: str) -> list[Release]:
 def channels(reg: Registry) -> list[str]:
     """The names of all channels, sorted."""
     with reg.read() as db:
-        return [row["channel"] for row in db.execute("SELECT DISTINCT channel FROM release ORDER BY channel")]
+        return [row["channel"] for row in db.find("channel")]
+
+
+def diff_releases(reg: Registry, channel: str, old: int, new: int) -> ReleaseDiff:
+    """What changed from one version of a channel to another. Raises NotFound."""
+    with reg.read() as db:
+        before, after = (release_rows.load(db, channel, version) for version in (old, new))
+        asked, answered = (release_rows.requests_of(db, one.composition) for one in (before, after))
+    weights = [{part.adapter: part.weight for part in one.composition.parts} for one in (before, after)]
+    was, now = weights
+    return ReleaseDiff(
+        before=before,
+        after=after,
+        requests_added=tuple(sorted(answered - asked)),
+        requests_removed=tuple(sorted(asked - answered)),
+        adapters_added=tuple(sorted(now.keys() - was.keys())),
+        adapters_removed=tuple(sorted(was.keys() - now.keys())),
+        reweighted=tuple(
+            (key, was[key], now[key]) for key in sorted(was.keys() & now.keys()) if was[key] != now[key]
+        ),
+        base_changed=(before.composition.base, before.composition.quantization)
+        != (after.composition.base, after.composition.quantization),
+    )
 
 
 def plan_removal(reg: Registry, channel: str, request_ids: Iterable[str]) -> Composition:
@@ -122,16 +178,24 @@ def plan_removal(reg: Registry, channel: str, request_ids: Iterable[str]) -> Com
     return compositions.without(composition, leaving)
 
 
+def _evidence(release: Release, given: str | None) -> str:
+    if given is None and release.audit is None:
+        came = f"{release.channel}@{release.version}, {release.state} and without one"
+        then = f"Approve it first: efface release approve {release.channel} {release.version} --audit DIGEST"
+        raise GateFailed("a release that was approved on an audit", came, then)
+    return given or release.audit or ""
+
+
 def _activate(tx: Writer, release: Release, previous: Release | None, evidence: Audit) -> None:
     """The order matters: one channel never has two active releases, not even inside the transaction."""
     before = release_rows.released(tx.db)
-    _move(tx, release, "approved", {"audit": evidence.digest})
     if previous is not None:
         _move(tx, previous, "superseded", {"by": release.version})
     _move(tx, release, "active", {"audit": evidence.digest})
-    for digest in (*release.composition.adapters, *([release.rendered] if release.rendered else [])):
-        if adapters.load(tx.db, digest).state == "SEALED":
-            ledger.append(tx, "adapter.qualified", digest, {"audit": evidence.digest})
+    served = sorted({*release.composition.adapters, *filter(None, [release.rendered])})
+    for adapter in adapters.load_many(tx.db, served):
+        if adapter.state == "SEALED":
+            ledger.append(tx, "adapter.qualified", adapter.digest, {"audit": evidence.digest})
     _move_requests(tx, release, before)
 
 

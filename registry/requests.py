@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hmac
-import sqlite3
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from . import checks, ledger, states
-from .canon import JSON, next_month, timestamp
+from . import checks, deadlines, ledger, states
+from .canon import JSON, timestamp
 from .errors import BrokenRegistry, InvalidInput, NotFound
 from .registry import Registry, Writer
+from .tables import Row, Tables
 from .types import Basis, ForgetRequest
 
 BASES: tuple[Basis, ...] = get_args(Basis)
-PRIVACY_BASES: tuple[Basis, ...] = ("gdpr17", "uk_gdpr", "ccpa")
-"""These fall due one calendar month after receipt (GDPR Art. 12(3)). CCPA allows 45 days: never earlier."""
-STEPS_BY_HAND = ("VERIFIED", "ACCEPTED", "REFUSED", "WITHDRAWN", "AUDITED", "CLOSED")
-"""What a person decides. TRAINED, RELEASED and REOPENED follow from sealing and releasing."""
+STEPS_BY_HAND = ("VERIFIED", "ACCEPTED", "REFUSED", "WITHDRAWN", "AUDITED")
+"""What a person decides. TRAINED, RELEASED and REOPENED follow from sealing and releasing; SHREDDED and CLOSED have
+calls of their own (`shred_request`, `close_request`)."""
 _NEEDS_REASON = ("REFUSED", "WITHDRAWN")
 
 
@@ -40,14 +40,12 @@ def open_request(
     body = _opening(reg, basis, payload, n_items, subject_ref, received_at)
     with reg.write(actor) as tx:
         reg.vault.keys.prepare()
-        count = tx.db.execute("SELECT count(*) FROM forget_request").fetchone()[0]
-        request_id = f"req-{count + 1:06d}"
+        request_id = f"req-{tx.db.count('forget_request') + 1:06d}"
         subject = None if subject_ref is None else reg.vault.subject(subject_ref)
         try:
             commitment = reg.vault.put(request_id, payload)
-            ledger.append(
-                tx, "request.received", request_id, {**body, "commitment": commitment, "subject_ref": subject}
-            )
+            keyed: dict[str, JSON] = {"commitment": commitment, "subject_ref": subject}
+            ledger.append(tx, "request.received", request_id, {**body, **keyed})
             return load(tx.db, request_id)
         except BaseException:
             reg.vault.discard(request_id)
@@ -60,13 +58,26 @@ def get_request(reg: Registry, request_id: str) -> ForgetRequest:
         return load(db, request_id)
 
 
-def list_requests(reg: Registry, state: str | None = None) -> list[ForgetRequest]:
-    """All requests in order of receipt, or those in one state."""
-    if state is not None:
-        checks.choice(state, "state", tuple(states.REQUEST))
-    query = "SELECT * FROM forget_request WHERE ?1 IS NULL OR state = ?1 ORDER BY seq"
+def list_requests(
+    reg: Registry,
+    state: str | None = None,
+    *,
+    overdue: bool = False,
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[ForgetRequest]:
+    """Requests in order of receipt: all or a page (`after` an id, at most `limit`), in one state, overdue now."""
+    where: dict[str, Any] = {} if state is None else {"state": checks.choice(state, "state", tuple(states.REQUEST))}
+    count = None if limit is None else checks.count(limit, "limit", 1)
+    now = timestamp(reg.clock())
     with reg.read() as db:
-        return [_request(row) for row in db.execute(query, (state,))]
+        start = None if after is None else _row(db, after)["seq"]
+        if not overdue:
+            rows = db.find("forget_request", order="seq", after=start, limit=count, **where)
+            return [request_of(row) for row in rows]
+        found = [request_of(row) for row in db.find("forget_request", order="seq", after=start, **where)]
+    late = [request for request in found if deadlines.overdue(request, now)]
+    return late if count is None else late[:count]
 
 
 def requests_of_subject(reg: Registry, subject_ref: str) -> list[ForgetRequest]:
@@ -76,12 +87,12 @@ def requests_of_subject(reg: Registry, subject_ref: str) -> list[ForgetRequest]:
         return []
     reference = reg.vault.subject(subject_ref)
     with reg.read() as db:
-        rows = db.execute("SELECT * FROM forget_request WHERE subject_ref = ? ORDER BY seq", (reference,))
-        return [_request(row) for row in rows]
+        return [request_of(row) for row in db.find("forget_request", order="seq", subject_ref=reference)]
 
 
 def read_payload(reg: Registry, request_id: str) -> bytes:
-    """The request's rows, decrypted. Raises BrokenRegistry unless they are those the ledger commits to."""
+    """The request's rows, decrypted. Raises NotFound after shredding, BrokenRegistry unless they are those the
+    ledger commits to."""
     request = get_request(reg, request_id)
     payload, commitment = reg.vault.read(request.id)
     if not hmac.compare_digest(commitment, request.commitment):
@@ -107,19 +118,45 @@ def step_request(
         return load(tx.db, request_id)
 
 
-def advance(tx: Writer, request_id: str, to: str, body: dict[str, JSON]) -> None:
+def extend_request(reg: Registry, request_id: str, *, months: int, reason: str, actor: str) -> ForgetRequest:
+    """Put off the day it is due: GDPR Art. 12(3), by at most two months, once, told within the first month.
+
+    Raises InvalidInput for other months or no reason, Conflict for a request without a due date, one that is
+    extended or answered already, or when the first month is over.
+    """
+    checks.reason(reason)
+    if months not in (1, 2):
+        raise InvalidInput("an extension of 1 or 2 months", "another number", "Art. 12(3) allows no more.")
+    with reg.write(actor) as tx:
+        request = load(tx.db, request_id)
+        until = deadlines.extension(request, months, tx.at)
+        ledger.append(tx, "request.extended", request_id, {"until": until, "reason": reason})
+        return load(tx.db, request_id)
+
+
+def advance(tx: Writer, request_id: str, to: str, body: Mapping[str, JSON]) -> None:
     """Append every step from a request's state to `to`; none when it is there. Raises Conflict."""
     for state in states.path("request", load(tx.db, request_id).state, to):
         ledger.append(tx, f"request.{state.lower()}", request_id, body)
 
 
-def load(db: sqlite3.Connection, request_id: str) -> ForgetRequest:
+def load(db: Tables, request_id: str) -> ForgetRequest:
     """The request with this id, inside a transaction. Raises NotFound."""
-    row = db.execute("SELECT * FROM forget_request WHERE id = ?", (request_id,)).fetchone()
+    return request_of(_row(db, request_id))
+
+
+def request_of(row: Row) -> ForgetRequest:
+    """The request in a row."""
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(ForgetRequest)}
+    return ForgetRequest(**values)
+
+
+def _row(db: Tables, request_id: str) -> Row:
+    row = db.get("forget_request", request_id)
     if row is None:
         then = "List them with `efface request list`."
         raise NotFound("the id of a request (req-000001, …)", "an unknown id", then)
-    return _request(row)
+    return row
 
 
 def _opening(
@@ -140,10 +177,5 @@ def _opening(
     received = now if received_at is None else received_at
     if timestamp(received) > timestamp(now):
         raise InvalidInput("received_at in the past", "a time in the future", "Check the date and zone.")
-    due = timestamp(next_month(received)) if basis in PRIVACY_BASES else None
+    due = deadlines.due(basis, received)
     return {"basis": basis, "n_items": n_items, "received_at": timestamp(received), "due_at": due}
-
-
-def _request(row: sqlite3.Row) -> ForgetRequest:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(ForgetRequest)}
-    return ForgetRequest(**values)

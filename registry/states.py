@@ -28,6 +28,8 @@ REQUEST: Table = {
     "REFUSED": (),
     "WITHDRAWN": (),
 }
+ENDED = ("REFUSED", "WITHDRAWN")
+"""A request in one of these is answered without forgetting anything."""
 ADAPTER: Table = {
     "STAGED": ("SEALED",),
     "SEALED": ("QUALIFIED", "REJECTED", "RETIRED"),
@@ -70,3 +72,8 @@ def path(kind: Kind, state: str, to: str) -> tuple[str, ...]:
     if to not in ways:
         raise Conflict(f"a {kind} that can still become {to}", state, "Open a new one instead.")
     return ways[to]
+
+
+def named_by(kind: str) -> str:
+    """The state that an event is named for: `RELEASED` for `request.released`."""
+    return kind.partition(".")[2].upper()

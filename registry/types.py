@@ -29,7 +29,9 @@ RequestState = Literal[
     "WITHDRAWN",
     "REOPENED",
 ]
-AdapterKind = Literal["trained", "rendered"]
+ClaimLevel = Literal["suppressed", "consolidated", "erased"]
+"""A removable adapter suppresses, a merge with the base withdrawn consolidates, retraining erases: see `claims`."""
+AdapterKind = Literal["trained", "rendered", "consolidated"]
 AdapterState = Literal["STAGED", "SEALED", "QUALIFIED", "REJECTED", "RETIRED", "PURGED"]
 ReleaseState = Literal["CANDIDATE", "APPROVED", "ACTIVE", "SUPERSEDED", "WITHDRAWN"]
 Verdict = Literal["pass", "fail"]
@@ -65,7 +67,30 @@ class ForgetRequest:
     """`hmac-sha256:<hex>` of who asked, under a key of the registry: equal for equal subjects."""
     received_at: str
     due_at: str | None
+    extended_to: str | None
+    """The later date, where the first month was not enough (GDPR Art. 12(3))."""
+    claim_level: ClaimLevel | None
+    """What is claimed of a closed request: never more than its evidence shows (see `claims`)."""
+    shredded_at: str | None
+    """When its rows and their key were destroyed; from then on nothing can be trained on or measured with them."""
     updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """That a model was merged or retrained for a request, outside of any channel. `digest` covers all but `at`."""
+
+    digest: Digest
+    request: str
+    level: ClaimLevel
+    method: str
+    """`merge`, `retrain` or `shard`."""
+    artefact: str
+    """Digest of the base that came of it."""
+    audit: str
+    """Digest of a passing audit of that base."""
+    statement: str
+    at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +106,8 @@ class Adapter:
     """Digest of the composition it was trained on top of; None when trained on the bare base."""
     files: Mapping[str, Digest]
     facts: Mapping[str, JSON]
+    error_bound: str | None
+    """Decimal bound on the relative error of a compressed one; None where it is exact."""
     state: AdapterState
     sealed_at: str
 
@@ -158,6 +185,20 @@ class Release:
     activated_at: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseDiff:
+    """What changed between two versions of a channel. `reweighted`: (adapter, weight before, weight after)."""
+
+    before: Release
+    after: Release
+    requests_added: tuple[str, ...]
+    requests_removed: tuple[str, ...]
+    adapters_added: tuple[str, ...]
+    adapters_removed: tuple[str, ...]
+    reweighted: tuple[tuple[str, str, str], ...]
+    base_changed: bool
+
+
 ProblemKind = Literal[
     "database",
     "schema",
@@ -169,6 +210,10 @@ ProblemKind = Literal[
     "projection",
     "blob-missing",
     "blob-damaged",
+    "blob-extra",
+    "head",
+    "checkpoint",
+    "signature",
     "vault-missing",
     "vault-damaged",
 ]
@@ -191,6 +236,10 @@ class Verification:
     events: int
     blobs: int
     problems: tuple[Problem, ...]
+    extras: tuple[str, ...] = ()
+    """Blobs that nothing refers to: leftovers, which `efface gc` removes. Found by a deep check only."""
+    checkpoints: int = 0
+    """Signed checkpoints that the events were checked against."""
 
     @property
     def ok(self) -> bool:

@@ -77,11 +77,12 @@ def bst(logits: Tensor, targets: Tensor, *, mix: float = 0.2, top_k: int = 20) -
     check_logits(logits, targets)
     if not 0.0 <= mix <= 1.0:
         raise ObjectiveError(f"expected a mix in [0, 1], got {mix}")
-    if top_k < 1:
-        raise ObjectiveError(f"expected a top_k of at least 1, got {top_k}")
+    if top_k < 1 or top_k != int(top_k):
+        raise ObjectiveError(f"expected a whole top_k of at least 1, got {top_k}")
+    k = min(int(top_k), logits.shape[-1])  # a recipe's parameters are floats
 
     def rows_bst(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        values, ids = z.topk(min(top_k, z.shape[-1]), dim=-1)
+        values, ids = z.topk(k, dim=-1)
         target = torch.zeros_like(z).scatter_(-1, ids, mix * values.softmax(-1))
         ones = torch.full_like(values[:, :1], 1.0 - mix)
         loss, gradient = _cross_entropy(z, target.scatter_add_(-1, targets[rows, None], ones))

@@ -118,7 +118,7 @@ print(sorted(path.name for path in folder.iterdir()))
 def test_a_lock_held_too_long_is_a_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reg = Registry.open(tmp_path / "registry", create=True)
     made = release(reg, stack([answered(reg, tmp_path, 1)[1]]))
-    monkeypatch.setattr("efface.registry.db.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("efface.registry.engines.BUSY_SECONDS", 0.05)
     with reg.write("a slow process"), pytest.raises(Conflict, match="Try again"):
         activate_release(reg, "prod", 1, audit=made.audit or "", approved_by="eve")
     assert verify(reg).ok

@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from registry_kit import CANARY, answered, ask, audited, lora, seal, stack
+from sqlalchemy import event
 
 from efface.registry import (
     Registry,
     activate_release,
     active_release,
     create_release,
+    engines,
     list_adapters,
     list_requests,
     log,
     read_payload,
     verify,
 )
-from efface.registry import db as database
 
 STEPS = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod", "sqlite3.connect"}
 TIMED = 20
@@ -94,7 +96,7 @@ def check(root: Path, verb: str) -> None:
     if verb == "activate":
         assert active_release(reg, "prod").version == 2
     leftovers = {path.name for path in (root / "registry").iterdir() if not path.name.startswith(".tmp-")}
-    assert leftovers <= {"registry.db", "blobs", "vault", "cache"}
+    assert leftovers <= {"registry.db", "write.lock", "blobs", "vault", "cache"}
 
 
 def die_at(number: int) -> None:
@@ -107,23 +109,23 @@ def die_at(number: int) -> None:
         if seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        flags = arguments[2] if event == "open" else 0
-        if event in STEPS or (isinstance(flags, int) and flags & os.O_CREAT):
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        flags = arguments[2] if name == "open" else 0
+        if name in STEPS or (isinstance(flags, int) and flags & os.O_CREAT):
             step()
 
-    fsync, connect = os.fsync, database.connect
+    fsync, sqlite = os.fsync, engines.sqlite
 
     def counted_fsync(descriptor: int) -> None:
         step()
         fsync(descriptor)
 
-    def counted_connect(path: Path) -> Any:
-        connection = connect(path)
-        connection.set_trace_callback(step)
-        return connection
+    def counted_sqlite(path: Path, **options: Any) -> sa.Engine:
+        engine = sqlite(path, **options)
+        event.listen(engine, "connect", lambda connection, _: connection.set_trace_callback(step))
+        return engine
 
-    os.fsync, database.connect = counted_fsync, counted_connect
+    os.fsync, engines.sqlite = counted_fsync, counted_sqlite
     sys.addaudithook(hook)
 
 

@@ -166,10 +166,10 @@ def test_an_ambiguous_digest_lists_the_matches(reg: Registry) -> None:
     """Two digests with six hex digits in common cost 2^12 tries, so the rows are written by hand."""
     digests = [f"sha256:abcdef{n}" + "0" * 57 for n in (1, 2)]
     with reg.write("ana") as tx:
-        tx.db.execute("INSERT INTO base VALUES ('b', 'nf4')")
+        tx.db.insert("base", digest="b", quantization="nf4")
+        row = {"kind": "trained", "base": "b", "quantization": "nf4", "manifest": "{}", "state": "SEALED"}
         for seq, digest in enumerate(digests):
-            row = (digest, seq, "trained", "b", "nf4", None, "{}", "SEALED", "now")
-            tx.db.execute("INSERT INTO adapter VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            tx.db.insert("adapter", digest=digest, seq=seq, sealed_at="now", **row)
     with pytest.raises(InvalidInput, match=", ".join(digests)):
         get_adapter(reg, "abcdef")
 

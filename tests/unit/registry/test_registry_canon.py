@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from efface.registry import InvalidInput, canonical, digest_bytes, timestamp
-from efface.registry.canon import next_month, parse, weight
+from efface.registry.canon import months_later, parse, weight
 
 
 def test_the_example_of_rfc_8785_section_3_2_2() -> None:
@@ -94,4 +94,4 @@ def test_times_are_utc_with_microseconds() -> None:
     ],
 )
 def test_a_calendar_month_later(received: tuple[int, int, int], due: tuple[int, int, int]) -> None:
-    assert next_month(datetime(*received, 9, tzinfo=UTC)) == datetime(*due, 9, tzinfo=UTC)
+    assert months_later(datetime(*received, 9, tzinfo=UTC), 1) == datetime(*due, 9, tzinfo=UTC)

@@ -120,7 +120,7 @@ def test_decisions(reg: Registry) -> None:
     ("to", "reason", "error"),
     [
         ("ACCEPTED", None, Conflict),
-        ("CLOSED", None, Conflict),
+        ("CLOSED", None, InvalidInput),
         ("REFUSED", None, InvalidInput),
         ("WITHDRAWN", "two\nlines", InvalidInput),
         ("RELEASED", None, InvalidInput),
@@ -245,8 +245,9 @@ def test_a_lost_subject_key_stops_new_requests(reg: Registry, tmp_path: Path) ->
 
 def test_a_ledger_that_refuses_leaves_no_entry_in_the_vault(reg: Registry) -> None:
     ask(reg)
-    with reg.write("ana") as tx:
-        tx.db.execute("CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with reg.database.writing() as db:
+        trigger = "CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END"
+        db.connection.exec_driver_sql(trigger)
     before = contents(reg.root)
     with pytest.raises(BrokenRegistry):
         ask(reg)

@@ -373,3 +373,10 @@ def test_skip_first_leaves_out_each_rows_first_counted_tokens() -> None:
     for bad in ((mask.long(), 1), (mask[0], 1), (mask, -1)):
         with pytest.raises(ObjectiveError, match="bool mask"):
             skip_first(*bad)
+
+
+def test_bst_takes_a_recipe_s_numbers_and_refuses_part_of_a_token() -> None:
+    logits, targets = torch.randn(3, 40, generator=torch.manual_seed(0)), torch.tensor([1, 2, 3])
+    assert bst(logits, targets, top_k=20.0) == bst(logits, targets, top_k=20)  # type: ignore[arg-type]
+    with pytest.raises(ObjectiveError, match="whole top_k"):
+        bst(logits, targets, top_k=2.5)  # type: ignore[arg-type]

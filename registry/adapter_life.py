@@ -1,0 +1,71 @@
+"""The end of adapters: rejected, retired, purged. Their rows and their events stay; bytes go with a purge."""
+
+from __future__ import annotations
+
+from . import adapters, checks, ledger, states
+from .canon import JSON
+from .errors import Conflict
+from .registry import Registry, Writer
+from .tables import Tables
+from .types import Adapter
+
+_SERVED = ("CANDIDATE", "APPROVED", "ACTIVE")
+
+
+def reject_adapter(reg: Registry, ref: str, *, reason: str, actor: str) -> Adapter:
+    """Record that a sealed adapter is not to be released. Raises Conflict when one holds it or it is past that."""
+    return _end(reg, ref, "REJECTED", reason, actor)
+
+
+def retire_adapter(reg: Registry, ref: str, *, reason: str, actor: str) -> Adapter:
+    """Take an adapter out of use for good; it can still be read. Raises Conflict when a release needs it."""
+    return _end(reg, ref, "RETIRED", reason, actor)
+
+
+def purge_adapter(reg: Registry, ref: str, *, reason: str, actor: str) -> Adapter:
+    """Give up the bytes of a retired adapter: `gc` deletes what no other record uses. The row stays.
+
+    Versions of a channel that held it can then not be returned to. Raises Conflict for one that is not retired.
+    """
+    return _end(reg, ref, "PURGED", reason, actor)
+
+
+def needed_by(db: Tables, adapter: Adapter) -> list[str]:
+    """The releases that serve this adapter or may come to, as `channel@version`."""
+    held = {
+        row["composition"] for row in db.find("composition_part", order="composition", adapter=adapter.digest)
+    }
+    rows = db.find("release", state=_SERVED)
+    return [
+        f"{row['channel']}@{row['version']}"
+        for row in rows
+        if row["composition"] in held or row["rendered"] == adapter.digest
+    ]
+
+
+def trained_on_it(db: Tables, adapter: Adapter) -> list[str]:
+    """Adapters in use that were trained on a composition that holds this one."""
+    held = {
+        row["composition"] for row in db.find("composition_part", order="composition", adapter=adapter.digest)
+    }
+    rows = db.find("adapter", order="seq", trained_on=frozenset(held)) if held else []
+    return [row["digest"] for row in rows if row["state"] in ("SEALED", "QUALIFIED")]
+
+
+def _end(reg: Registry, ref: str, state: str, reason: str, actor: str) -> Adapter:
+    body: dict[str, JSON] = {"reason": checks.reason(reason)}
+    with reg.write(actor) as tx:
+        adapter = adapters.load(tx.db, adapters.resolve(tx.db, "adapter", ref))
+        states.step("adapter", adapter.state, state)
+        _check_unused(tx, adapter)
+        ledger.append(tx, f"adapter.{state.lower()}", adapter.digest, body)
+        return adapters.load(tx.db, adapter.digest)
+
+
+def _check_unused(tx: Writer, adapter: Adapter) -> None:
+    if holding := needed_by(tx.db, adapter):
+        then = "Roll back or withdraw those first."
+        raise Conflict("an adapter that no release needs", f"one in {', '.join(holding)}", then)
+    if above := trained_on_it(tx.db, adapter):
+        then = "Retire those first: without it they cannot be audited or rolled back to."
+        raise Conflict("an adapter that none is trained on", f"one under {', '.join(above)}", then)

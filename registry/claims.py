@@ -1,0 +1,120 @@
+"""What may be claimed of a request, and closing it: never more than the evidence shows.
+
+    suppressed     an adapter that is served, on an audit that passed; whoever can switch it off has the rest back
+    consolidated   the forgetting is in the weights: a merged base that passed its audit, the one before withdrawn
+    erased         a model that never saw the rows, or no longer: retrained without them, or their shard dropped
+
+The first is read off the active releases. The other two happen outside of any channel, so someone records them as
+`Evidence`, with the digest of the model that came of it and an audit of that model that passed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states
+from .canon import JSON, digest_json, parse
+from .errors import Conflict, GateFailed, InvalidInput
+from .registry import Registry
+from .tables import Row, Tables
+from .types import ClaimLevel, Evidence, ForgetRequest
+
+LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
+"""From the least to the most."""
+METHODS: dict[str, ClaimLevel] = {"merge": "consolidated", "retrain": "erased", "shard": "erased"}
+
+
+def record_evidence(
+    reg: Registry,
+    request_id: str,
+    *,
+    method: str,
+    artefact: str,
+    audit: str,
+    base_withdrawn: bool,
+    statement: str,
+    actor: str,
+) -> Evidence:
+    """Record that the base `artefact` was made by `method` for a request, and passed `audit`.
+
+    `statement` says in words what was done (no personal data). `base_withdrawn`: the model before is no longer served
+    or handed out by anyone; a merge without that consolidates nothing. Recording it twice is recording it once.
+    Raises InvalidInput, NotFound, Conflict for a request that ended, GateFailed unless the audit passed and is of
+    that base alone; nothing is written then.
+    """
+    level = METHODS[checks.choice(method, "method", tuple(METHODS))]
+    checks.token(artefact, "artefact", 200)
+    if not base_withdrawn:
+        then = "Withdraw it first; until then the request is suppressed at most."
+        raise InvalidInput("the base before withdrawn", "one that is still available", then)
+    with reg.write(actor) as tx:
+        if (state := requests.load(tx.db, request_id).state) in states.ENDED:
+            raise Conflict(f"{request_id} in force", state, "Open a new request.")
+        proof = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
+        alone = compositions.compose(artefact, proof.precision, [])
+        if proof.verdict != "pass" or proof.composition != alone.digest:
+            came = f"{proof.digest}, {proof.verdict}, of {proof.composition}"
+            raise GateFailed(f"a passing audit of {artefact} without adapters", came, "Audit that model.")
+        record: dict[str, JSON] = {
+            "v": 1,
+            "request": request_id,
+            "level": level,
+            "method": method,
+            "artefact": artefact,
+            "audit": proof.digest,
+            "statement": checks.text(statement, "statement", 2000),
+        }
+        digest = digest_json(record)
+        if tx.db.get("evidence", digest) is None:
+            ledger.append(tx, "evidence.recorded", digest, {"record": record})
+        return _evidence(tx.db.find("evidence", digest=digest)[0])
+
+
+def evidence_of(reg: Registry, request_id: str) -> list[Evidence]:
+    """What was recorded for a request, oldest first."""
+    with reg.read() as db:
+        requests.load(db, request_id)
+        return [_evidence(row) for row in db.find("evidence", order="seq", request=request_id)]
+
+
+def supported_claim(reg: Registry, request_id: str) -> ClaimLevel | None:
+    """The most that can be claimed of a request now; None when nothing can: the caller's normal case."""
+    with reg.read() as db:
+        requests.load(db, request_id)
+        return supported(db, request_id)
+
+
+def supported(db: Tables, request_id: str) -> ClaimLevel | None:
+    """As `supported_claim`, inside a transaction."""
+    found = {row["level"] for row in db.find("evidence", request=request_id)}
+    if release_rows.channels_of(db, request_id):
+        found.add("suppressed")
+    return next((level for level in reversed(LEVELS) if level in found), None)
+
+
+def close_request(reg: Registry, request_id: str, *, claim: str | None = None, actor: str) -> ForgetRequest:
+    """Close a shredded request with what is claimed of it, by default the most that its evidence shows.
+
+    Raises GateFailed for a claim beyond that, Conflict for a request whose rows are not shredded yet.
+    """
+    if claim is not None:
+        checks.choice(claim, "claim", LEVELS)
+    with reg.write(actor) as tx:
+        request = requests.load(tx.db, request_id)
+        if request.state != "SHREDDED":
+            then = f"Shred its rows first: efface request shred {request_id}"
+            raise Conflict(f"{request_id} released and shredded", request.state, then)
+        shown = supported(tx.db, request_id)
+        level = claim or shown
+        if shown is None or level is None or LEVELS.index(level) > LEVELS.index(shown):
+            came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
+            then = "Claim less, or record the merge or retraining: efface request evidence."
+            raise GateFailed("a claim that the evidence shows", came, then)
+        ledger.append(tx, "request.closed", request_id, {"claim": level})
+        return requests.load(tx.db, request_id)
+
+
+def _evidence(row: Row) -> Evidence:
+    record: Any = parse(row["record"])
+    names = ("request", "level", "method", "artefact", "audit", "statement")
+    return Evidence(digest=row["digest"], at=row["at"], **{name: record[name] for name in names})

@@ -1,0 +1,152 @@
+"""Connections to the database of a registry: SQLite in a file, or Postgres.
+
+SQLite: one connection per transaction, so nothing is shared between threads or across a fork, and nothing is left
+open. `journal_mode=DELETE` because WAL before SQLite 3.51.3 has a corruption race and keeps deleted pages.
+Postgres: a small pool, guarded against forks; reading is REPEATABLE READ, and whoever writes holds the one row
+of `head`, the end of the hash chain, until its transaction ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, pool
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+
+from .errors import BrokenRegistry, Conflict, InvalidInput, RegistryError
+
+APPLICATION_ID = 0x65666663  # "effc", in the header of an SQLite file
+BUSY_SECONDS = 30.0
+_PRAGMAS = (
+    "PRAGMA journal_mode=DELETE",
+    "PRAGMA synchronous=EXTRA",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA secure_delete=ON",
+    "PRAGMA trusted_schema=OFF",
+    "PRAGMA cell_size_check=ON",
+)
+_RESTORE = "Run `efface verify --deep`, or restore a backup."
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_PG_BUSY = ("40", "55P03", "57014")
+"""Serialization failures and deadlocks; a lock not to be had; a statement that ran out of time."""
+_PG_DISK = ("53", "25006", "58")
+"""Out of disk, memory or connections; a read-only server; errors of the server's own disk."""
+_PG_UNREACHABLE = ("08", "28", "3D", "57P")
+
+
+def sqlite(path: Path, *, mode: str = "rw") -> sa.Engine:
+    """An engine for an existing file; it never creates one unless `mode` is `rwc`."""
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool.NullPool)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def postgres(url: str) -> sa.Engine:
+    """An engine for `postgresql://…`. Raises InvalidInput for a URL that is none; connects at the first use."""
+    try:
+        parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=5)
+    except (ArgumentError, ImportError) as error:
+        missing = isinstance(error, ImportError)
+        came = "no psycopg" if missing else "another URL"
+        then = 'Install it: pip install "efface[postgres]".' if missing else "Check its spelling."
+        raise InvalidInput("postgresql://user@host/database and its driver", came, then) from None
+    event.listen(engine, "connect", _remember_process)
+    event.listen(engine, "checkout", _refuse_after_fork)
+    return engine
+
+
+@contextmanager
+def transaction(engine: sa.Engine, where: str, *, write: bool) -> Generator[sa.Connection]:
+    """A transaction, committed at the end, undone by an exception; database errors become ours."""
+    with translated(where), engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection = connection.execution_options(efface_begin="IMMEDIATE" if write else "DEFERRED")
+        elif not write:
+            connection = connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def translated(where: str) -> Generator[None]:
+    """Turn the drivers' errors into ours. ProgrammingError of sqlite3 passes: that is a bug here, not damage."""
+    try:
+        yield
+    except DBAPIError as error:
+        original = error.orig
+        if isinstance(original, sqlite3.ProgrammingError):
+            raise
+        if isinstance(original, sqlite3.Error):
+            raise _of_sqlite(original, where) from error
+        raise _of_postgres(original, where) from error
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.Error as error:
+        raise _of_sqlite(error, where) from error
+    except UnicodeDecodeError as error:  # sqlite3 quoting damaged text in its own message
+        raise BrokenRegistry(f"a sound database at {where}", "text that is not UTF-8", _RESTORE) from error
+
+
+def _of_sqlite(error: sqlite3.Error, where: str) -> RegistryError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if code in _BUSY:
+        expected = f"the lock on {where} within {BUSY_SECONDS:.0f} s"
+        return Conflict(expected, "another process holding it", "Try again when it is done.")
+    if code in _DISK:
+        return RegistryError(f"to read and write {where}", str(error), "Check free space and permissions.")
+    return BrokenRegistry(f"a sound database at {where}", str(error), _RESTORE)
+
+
+def _of_postgres(error: BaseException | None, where: str) -> RegistryError:
+    """By SQLSTATE. Only the primary message is repeated: the details quote values."""
+    state = getattr(error, "sqlstate", None) or ""
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or type(error).__name__
+    if state.startswith(_PG_BUSY):
+        return Conflict(f"the lock on {where}", said, "Try again when the other writer is done.")
+    if not state or state.startswith(_PG_UNREACHABLE):
+        return RegistryError(
+            f"to reach {where}", said, "Check that the server runs, the name and the password."
+        )
+    if state.startswith(_PG_DISK):
+        return RegistryError(f"to read and write {where}", said, "Check the server's disk and permissions.")
+    return BrokenRegistry(f"a sound database at {where}", said, _RESTORE)
+
+
+def _begin(connection: sa.Connection) -> None:
+    mode = connection.get_execution_options().get("efface_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _remember_process(_connection: Any, record: Any) -> None:
+    record.info["pid"] = os.getpid()
+
+
+def _refuse_after_fork(_connection: Any, record: Any, proxy: Any) -> None:
+    """A child must not use its parent's socket: the pool makes a new connection instead."""
+    if record.info["pid"] != os.getpid():
+        record.dbapi_connection = proxy.dbapi_connection = None
+        raise DisconnectionError("a connection of the parent process")

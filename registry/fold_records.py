@@ -1,0 +1,109 @@
+"""Rows of adapters, audits, attestations and keys, and of the blobs that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import states
+from .canon import canonical, parse
+from .errors import BrokenRegistry
+from .tables import Tables, need
+from .types import Event
+
+
+def adapter_sealed(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """An adapter with its requests and files."""
+    manifest = body["manifest"]
+    use_blobs(db, body["blobs"])
+    db.put("base", digest=manifest["base"], quantization=manifest["quantization"])
+    described = {name: manifest[name] for name in ("kind", "base", "quantization", "trained_on")}
+    db.insert(
+        "adapter",
+        digest=event.subject_id,
+        seq=event.seq,
+        error_bound=manifest.get("error_bound"),
+        manifest=canonical(manifest).decode(),
+        state="SEALED",
+        sealed_at=event.at,
+        **described,
+    )
+    for request in manifest["requests"]:
+        need(db, "forget_request", request)
+        db.insert("adapter_request", adapter=event.subject_id, request=request)
+
+
+def adapter_moved(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
+    """The next state. A purged adapter's row stays; its files are no longer used by it."""
+    row = need(db, "adapter", event.subject_id)
+    state = states.step("adapter", row["state"], states.named_by(event.kind))
+    db.update("adapter", (event.subject_id,), state=state)
+    if state == "PURGED":
+        for digest in blobs_of(event.subject_id, row["manifest"]):
+            db.update("blob", (digest,), uses=need(db, "blob", digest)["uses"] - 1)
+
+
+def blobs_of(digest: str, manifest: str) -> set[str]:
+    """What an adapter holds: its manifest, whose digest it is named by, and its files."""
+    described: Any = parse(manifest)
+    return {digest, *described["files"].values()}
+
+
+def audit_recorded(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A measurement and its report."""
+    record = body["record"]
+    use_blobs(db, body["blobs"])
+    names = ("composition", "precision", "suite", "seed", "verdict", "report")
+    measured = {name: record[name] for name in names}
+    environment = canonical(record["environment"]).decode()
+    db.insert(
+        "audit", digest=event.subject_id, seq=event.seq, environment=environment, at=event.at, **measured
+    )
+
+
+def attested(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A signed statement about an adapter, an audit or a release."""
+    use_blobs(db, body["blobs"])
+    db.insert(
+        "attestation",
+        digest=event.subject_id,
+        seq=event.seq,
+        about_kind=body["about"]["kind"],
+        about_id=body["about"]["id"],
+        predicate=body["predicate"],
+        keys=canonical(body["keys"]).decode(),
+        at=event.at,
+    )
+
+
+def key_added(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A public key that may sign, and for what."""
+    db.insert(
+        "signing_key",
+        key_id=event.subject_id,
+        name=body["name"],
+        public=body["public"],
+        roles=canonical(body["roles"]).decode(),
+        valid_from=body["valid_from"],
+        valid_until=body["valid_until"],
+    )
+
+
+def key_revoked(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The end of a key."""
+    row = need(db, "signing_key", event.subject_id)
+    if row["revoked_at"] is not None:
+        raise BrokenRegistry("a key that is revoked once", "a second time", "Run `efface verify`.")
+    db.update(
+        "signing_key", (event.subject_id,), revoked_at=body["revoked_at"], revoked_reason=body["reason"]
+    )
+
+
+def use_blobs(db: Tables, blobs: Iterable[Mapping[str, Any]]) -> None:
+    """Count one more user of each blob."""
+    for blob in {found["digest"]: found for found in blobs}.values():
+        row = db.get("blob", blob["digest"])
+        if row is None:
+            db.insert("blob", digest=blob["digest"], size=blob["size"], media_type=blob["media_type"], uses=1)
+        else:
+            db.update("blob", (blob["digest"],), uses=row["uses"] + 1)

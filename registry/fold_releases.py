@@ -1,0 +1,71 @@
+"""Rows of releases, of the compositions they hold, and of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import states
+from .errors import BrokenRegistry
+from .tables import Tables, need
+from .types import Event
+
+
+def candidate(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The next version of a channel."""
+    name, version = body["channel"], body["version"]
+    db.put("channel", channel=name, versions=0, active=None)
+    last = need(db, "channel", name)["versions"]
+    if version != last + 1:
+        raise BrokenRegistry(f"version {last + 1} of {name}", f"version {version}", "Run `efface verify`.")
+    db.update("channel", (name,), versions=version)
+    composition(db, body["digest"], body["composition"])
+    if body["rendered"] is not None:
+        need(db, "adapter", body["rendered"])
+    db.insert(
+        "release",
+        channel=name,
+        version=version,
+        composition=body["digest"],
+        rendered=body["rendered"],
+        state="CANDIDATE",
+        reason=body["reason"],
+        created_by=event.actor,
+        created_at=event.at,
+    )
+
+
+def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The next state; a channel never has two active releases, not even between two events."""
+    key = (body["channel"], body["version"])
+    row = need(db, "release", *key)
+    state = states.step("release", row["state"], states.named_by(event.kind))
+    changes: dict[str, Any] = {"state": state}
+    if state == "APPROVED":
+        need(db, "audit", body["audit"])
+        changes |= {"audit": body["audit"], "approved_by": event.actor}
+    if state == "ACTIVE":
+        _turn(db, *key, turning=True)
+        changes |= {"activated_at": event.at}
+    elif row["state"] == "ACTIVE":
+        _turn(db, *key, turning=False)
+    db.update("release", key, **changes)
+
+
+def _turn(db: Tables, name: str, version: int, *, turning: bool) -> None:
+    active = need(db, "channel", name)["active"]
+    if active != (None if turning else version):
+        raise BrokenRegistry(f"one active release on {name}", f"version {active} too", "Run `efface verify`.")
+    db.update("channel", (name,), active=version if turning else None)
+
+
+def composition(db: Tables, digest: str, record: Mapping[str, Any]) -> None:
+    """The composition and its parts, once."""
+    if db.get("composition", digest) is not None:
+        return
+    db.put("base", digest=record["base"], quantization=record["quantization"])
+    head = {name: record[name] for name in ("base", "quantization", "render")}
+    db.insert("composition", digest=digest, **head)
+    for part in record["parts"]:
+        need(db, "adapter", part["adapter"])
+        db.insert("composition_part", composition=digest, adapter=part["adapter"], weight=part["weight"])

@@ -1,0 +1,62 @@
+"""Rows of requests, and of the evidence for what is claimed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import states
+from .canon import canonical
+from .errors import BrokenRegistry
+from .tables import Tables, need
+from .types import Event
+
+_OPENING = ("basis", "n_items", "commitment", "subject_ref", "received_at", "due_at")
+
+
+def received(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A new request."""
+    opening = {name: body[name] for name in _OPENING}
+    db.insert(
+        "forget_request", id=event.subject_id, seq=event.seq, state="RECEIVED", updated_at=event.at, **opening
+    )
+
+
+def extended(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A later date by which the request is due."""
+    need(db, "forget_request", event.subject_id)
+    db.update("forget_request", (event.subject_id,), extended_to=body["until"], updated_at=event.at)
+
+
+def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The next state. A claim stands while the request is closed."""
+    row = need(db, "forget_request", event.subject_id)
+    state = states.step("request", row["state"], states.named_by(event.kind))
+    claim = body.get("claim") if state == "CLOSED" else None
+    db.update("forget_request", (event.subject_id,), state=state, claim_level=claim, updated_at=event.at)
+
+
+def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
+    """Its rows are gone. A released request moves on; one that was refused or withdrawn stays what it is."""
+    row = need(db, "forget_request", event.subject_id)
+    if row["shredded_at"] is not None:
+        raise BrokenRegistry("rows that are shredded once", "a second time", "Run `efface verify`.")
+    kept = row["state"] in states.ENDED
+    state = row["state"] if kept else states.step("request", row["state"], "SHREDDED")
+    changes = {"state": state, "shredded_at": event.at, "updated_at": event.at}
+    db.update("forget_request", (event.subject_id,), **changes)
+
+
+def evidence(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A merge or an erasure that happened outside of the registry, with its audit."""
+    record = body["record"]
+    need(db, "forget_request", record["request"])
+    db.put(
+        "evidence",
+        digest=event.subject_id,
+        seq=event.seq,
+        request=record["request"],
+        level=record["level"],
+        record=canonical(record).decode(),
+        at=event.at,
+    )

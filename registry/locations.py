@@ -1,0 +1,65 @@
+"""Where a registry is: a folder with everything, or a Postgres server with blobs and a folder beside it.
+
+    ./.efface                                             a folder (SQLite, local blobs)
+    sqlite:////var/lib/efface?blobs=s3://bucket/prefix    a folder whose blobs are elsewhere (three slashes: relative)
+    postgresql://user@host/db?blobs=s3://bucket/prefix&root=/var/lib/efface
+
+`blobs` is a folder or any fsspec URL, `root` the folder of the vault, the caches and interrupted work; the
+environment's EFFACE_BLOBS and EFFACE_ROOT stand in for them. Other parameters of a Postgres URL are libpq's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from .errors import InvalidInput
+
+_SERVERS = ("postgresql", "postgres")
+_OURS = ("blobs", "root")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """`server` is a Postgres URL, or None when the database is a file in `root`; `blobs` a folder or a URL."""
+
+    root: Path
+    server: str | None
+    blobs: str
+
+
+def locate(url: str | Path) -> Location:
+    """The location that a registry's URL or folder names. Raises InvalidInput without repeating the URL."""
+    text = str(url)
+    scheme, separator, rest = text.partition("://")
+    if isinstance(url, Path) or not separator:
+        return _beside(Path(text), None, {})
+    if scheme == "sqlite":
+        path, _, query = rest.partition("?")
+        options = _options(query, known_only=True)
+        if path.startswith("/") and len(path) > 1:
+            return _beside(Path(path[1:]), None, options)
+    if scheme in _SERVERS:
+        parts = urlsplit(text)
+        options = _options(parts.query, known_only=False)
+        kept = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in _OURS])
+        server = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
+        root = options.get("root") or os.environ.get("EFFACE_ROOT") or ".efface"
+        return _beside(Path(root), server, options)
+    expected = "a folder, sqlite:///folder or postgresql://user@host/database"
+    raise InvalidInput(expected, f"{scheme}://…", "Use one of these as --registry.")
+
+
+def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location:
+    blobs = options.get("blobs") or os.environ.get("EFFACE_BLOBS") or str(root / "blobs")
+    return Location(root, server, blobs)
+
+
+def _options(query: str, *, known_only: bool) -> dict[str, str]:
+    pairs = parse_qsl(query)
+    unknown = sorted({name for name, _ in pairs} - {"blobs"})
+    if known_only and unknown:
+        raise InvalidInput("the parameter blobs=…", ", ".join(unknown)[:100], "Leave the others out.")
+    return {name: value for name, value in pairs if name in _OURS}
