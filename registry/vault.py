@@ -67,7 +67,8 @@ class Vault:
             raise InvalidInput(expected, f"{len(payload)}", "Split the request.")
         self.keys.prepare()
         if self.tombstone(request_id) is not None:
-            raise Conflict(f"{request_id} not to be shredded", "a shredded one", "Open a new request.")
+            then = "The vault is newer than the ledger: restore the newer ledger."
+            raise Conflict(f"{request_id} not to be shredded", "a shredded one", then)
         key = vault_entries.new_key()
         durable.write_file(path, vault_entries.seal(request_id, key, payload, self.keys.provider()), 0o600)
         return _commitment(key, payload)
