@@ -1,17 +1,19 @@
 """The vault: what a request asks to forget, encrypted, in a file of its own per request.
 
-Each request has a random 256-bit data key. It encrypts the payload (AES-256-GCM, the request id as associated
-data), keys the commitment that stands in the ledger, and is itself stored wrapped (AES key wrap, RFC 3394) by
-the master key. Destroying the file destroys both the rows and the means to test a guess against the ledger.
+Each request has a random 256-bit data key. It encrypts the payload (AES-256-GCM), keys the commitment that
+stands in the ledger, and is itself stored wrapped by the master key (`vault_entries` has the format,
+`vault_sources` the places a master key may be in: environment, file, OS keyring, KMS). Destroying the file
+destroys both the rows and the means to test a guess against the ledger.
 
-The master key is `EFFACE_VAULT_KEY` (base64 of 32 bytes), or else the file `master.key` beside the
-ciphertexts, made at the first use.
+    <folder>/req-000001.json       an entry
+    <folder>/req-000001.shredded   that there was one, and when it was destroyed
+    <folder>/subject.key           the key of subject references, wrapped as well
+    <folder>/master.key            the master key, unless it is elsewhere
 
 What this protects: the rows are in no database page, blob, log or backup of those; a copy of the registry
 without the key says nothing about them beyond their length. What it does not: with `master.key` in the
 folder, whoever copies the folder has the key too. Then it separates data from records, and no more; keep the
-key in the environment if the disk is not trusted. It protects nothing from a process of the same
-user.
+key elsewhere if the disk is not trusted. It protects nothing from a process of the same user.
 
 Reading and writing the entries imports `cryptography` only then: the registry opens without it.
 """
@@ -20,25 +22,34 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
+import re
 import unicodedata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import NoReturn
 
-from . import durable, vault_keys
-from .canon import canonical, parse
-from .errors import BrokenRegistry, NotFound, RegistryError
-from .vault_keys import Keys, decode, encode
+from . import durable, vault_entries, vault_files, vault_tombs
+from .errors import Conflict, InvalidInput, NotFound
+from .vault_entries import NotOurs
+from .vault_keys import Keys
+from .vault_tombs import Tombstone
 
-_NONCE_BYTES = 12
+DEFAULT_LIMIT = 1 << 30
+_REQUEST = re.compile(r"req-[0-9]{6,18}")
+_ENTRIES = "req-*.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Vault:
-    """The vault in `folder` (0700, made at the first write). Write only under the registry's write lock."""
+    """The vault in `folder` (0700, made at the first write). Write only under the registry's write lock.
+
+    `limit` is the size of the largest payload, in bytes. Whatever takes a request's id raises InvalidInput for
+    one that is not `req-` and six or more digits, and for a folder that others may enter.
+    """
 
     folder: Path
+    limit: int = DEFAULT_LIMIT
 
     @property
     def keys(self) -> Keys:
@@ -46,77 +57,141 @@ class Vault:
         return Keys(self.folder)
 
     def put(self, request_id: str, payload: bytes) -> str:
-        """Encrypt `payload` for a request and return its commitment, `hmac-sha256:<hex>`."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        """Encrypt `payload` for a request and return its commitment, `hmac-sha256:<hex>`.
 
+        Raises InvalidInput for a payload beyond the limit, Conflict for a request that was shredded.
+        """
+        path = self.path(request_id)
+        if len(payload) > self.limit:
+            expected = f"a payload of at most {self.limit} bytes"
+            raise InvalidInput(expected, f"{len(payload)}", "Split the request.")
         self.keys.prepare()
-        key, nonce = secrets.token_bytes(vault_keys.KEY_BYTES), secrets.token_bytes(_NONCE_BYTES)
-        entry: dict[str, Any] = {
-            "v": 1,
-            "request": request_id,
-            "key": encode(self.keys.wrap(key)),
-            "nonce": encode(nonce),
-            "data": encode(AESGCM(key).encrypt(nonce, payload, _associated(request_id))),
-        }
-        durable.write_file(self.path(request_id), canonical(entry), 0o600)
+        if self.tombstone(request_id) is not None:
+            then = "The vault is newer than the ledger: restore the newer ledger."
+            raise Conflict(f"{request_id} not to be shredded", "a shredded one", then)
+        key = vault_entries.new_key()
+        durable.write_file(path, vault_entries.seal(request_id, key, payload, self.keys.provider()), 0o600)
         return _commitment(key, payload)
 
     def read(self, request_id: str) -> tuple[bytes, str]:
         """A request's payload and the commitment recomputed from it.
 
-        Raises NotFound without an entry or a key, InvalidInput for another vault's key, BrokenRegistry for a
-        damaged entry.
+        Raises NotFound without an entry or a key, or after it was shredded; InvalidInput for another vault's
+        key or one from before a rotation; BrokenRegistry for a damaged entry.
         """
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        entry = self._entry(request_id)
-        self.keys.subject()  # tells a wrong key from a damaged entry
-        try:
-            key = self.keys.unwrap(decode(entry["key"]))
-            data, nonce = decode(entry["data"]), decode(entry["nonce"])
-            payload = AESGCM(key).decrypt(nonce, data, _associated(request_id))
-        except (InvalidTag, KeyError, TypeError, ValueError) as error:
-            raise _damaged(request_id) from error
+        key, payload = self._open(request_id)
         return payload, _commitment(key, payload)
 
+    def confirm(self, request_id: str, payload: bytes) -> bool:
+        """Whether `payload` is the request's, in constant time. Raises what `read` raises.
+
+        It asks the vault, whose entry may have been replaced by one of the same request: for what the ledger
+        says, compare the commitment that `read` returns.
+        """
+        key, stored = self._open(request_id)
+        return hmac.compare_digest(_commitment(key, stored), _commitment(key, payload))
+
     def subject(self, clear: str) -> str:
-        """`hmac-sha256:<hex>` of a subject's name under the vault's subject key: equal for equal names."""
-        name = unicodedata.normalize("NFC", clear.strip()).encode()
+        """`hmac-sha256:<hex>` of a subject's name under the vault's subject key: equal for equal names.
+
+        Equal are names that Unicode calls canonically equivalent (NFC), but for white space at the ends.
+        Capitals count: `Ana@x.org` and `ana@x.org` may be two mailboxes (RFC 5321, 2.4), so folding them is
+        for the caller, who knows what kind of name it is.
+        """
+        try:
+            name = unicodedata.normalize("NFC", clear.strip()).encode()
+        except UnicodeEncodeError:  # its text quotes the name
+            raise InvalidInput("a subject as Unicode text", "lone surrogates", "Re-type the name.") from None
         return "hmac-sha256:" + hmac.new(self.keys.subject(), name, hashlib.sha256).hexdigest()
 
+    def shred(self, request_id: str, *, at: datetime | None = None) -> Tombstone:
+        """Destroy a request's entry for good, and say so in a tombstone. Needs no key. Done twice is done once.
+
+        Unfinished files of crashed writes, which may hold the same wrapped key, go first; then the entry is
+        overwritten with zeros, the tombstone written, the entry deleted, each waiting for the disk. Cut off at
+        any moment, it ends when it is called again; the tombstone comes only after the zeros.
+
+        What that is worth: a journalling or copy-on-write filesystem, a snapshot, a backup and the spare blocks
+        of an SSD may keep the old bytes, and no program can reach them. What remains then is ciphertext and a
+        wrapped key: nobody can read it who does not also have the master key. So the erasure is
+        cryptographic, and holds if no copy of the entry survives together with the master key (both lie in
+        one folder, and one backup, with `master.key`). The stronger step, when the last entry is shredded or
+        everything else has been rotated to another key: destroy the master key, or the KMS's key.
+
+        Raises NotFound when there is neither an entry nor a tombstone, BrokenRegistry for a link in its place.
+        """
+        path = self.path(request_id)
+        vault_files.check_folder(self.folder)
+        vault_files.sweep(self.folder)
+        if not vault_files.exists(path):
+            return vault_tombs.read(self.folder, request_id) or self._missing(request_id)
+        try:
+            vault_files.zero(path)
+        except ValueError as error:  # a link, whose target is not ours to overwrite
+            raise vault_entries.damaged(request_id) from error
+        stone = vault_tombs.place(self.folder, request_id, at or datetime.now(UTC))
+        vault_files.destroy(path)
+        return stone
+
+    def tombstone(self, request_id: str) -> Tombstone | None:
+        """When the request's entry was shredded; None when it was not. BrokenRegistry for a damaged one."""
+        self.path(request_id)
+        return vault_tombs.read(self.folder, request_id)
+
     def has(self, request_id: str) -> bool:
-        """Whether there is an entry for the request."""
-        return self.path(request_id).is_file()
+        """Whether there is an entry for the request; False for what is no request's id."""
+        return bool(_REQUEST.fullmatch(request_id)) and self.path(request_id).is_file()
 
     def discard(self, request_id: str) -> None:
-        """Delete the entry of a request that came to nothing."""
-        self.path(request_id).unlink(missing_ok=True)
+        """Destroy the entry of a request that came to nothing: no tombstone."""
+        path = self.path(request_id)
+        try:
+            vault_files.destroy(path)
+        finally:
+            path.unlink(missing_ok=True)  # where it cannot be overwritten: a full disk
+
+    def requests(self) -> list[str]:
+        """The ids of all requests with an entry, sorted; not of those whose shredding was cut off."""
+        found = {path.name.removesuffix(".json") for path in self.folder.glob(_ENTRIES)}
+        found.difference_update(vault_tombs.shredded(self.folder))
+        return sorted(name for name in found if _REQUEST.fullmatch(name))
 
     def path(self, request_id: str) -> Path:
         """Where the request's entry is or would be."""
+        if not _REQUEST.fullmatch(request_id):
+            expected = "a request's id: req- and at least six digits"
+            raise InvalidInput(expected, "other text", "List them with `efface request list`.")
         return self.folder / f"{request_id}.json"
 
-    def _entry(self, request_id: str) -> dict[str, Any]:
+    def stored(self, request_id: str) -> bytes:
+        """The bytes of an entry as they are on disk. Raises NotFound, BrokenRegistry for what is no file."""
+        path = self.path(request_id)
+        vault_files.check_folder(self.folder)
+        if (stone := self.tombstone(request_id)) is not None:
+            came = f"one that was shredded at {stone.at}"
+            raise NotFound(f"a vault entry for {request_id}", came, "Nothing brings it back.")
         try:
-            return cast(dict[str, Any], parse(self.path(request_id).read_bytes()))
-        except FileNotFoundError as error:
-            then = "Restore the vault folder from a backup, or open the request again."
-            raise NotFound(f"a vault entry for {request_id}", "none", then) from error
-        except RegistryError as error:
-            raise _damaged(request_id) from error
+            return vault_files.read_regular(path, self.limit // 3 * 4 + vault_entries.HEADER_LIMIT)
+        except FileNotFoundError:
+            return self._missing(request_id)
+        except ValueError as error:
+            raise vault_entries.damaged(request_id) from error
+
+    def _open(self, request_id: str) -> tuple[bytes, bytes]:
+        data = self.stored(request_id)
+        try:
+            return vault_entries.unseal(request_id, data, self.keys.providers())
+        except NotOurs as error:
+            if error.wrapped_by is None:
+                self.keys.subject()  # raises for a wrong key, which an entry of version 1 cannot tell
+            raise error.error(request_id) from error
+
+    def _missing(self, request_id: str) -> NoReturn:
+        then = "Restore the vault folder from a backup, or open the request again."
+        raise NotFound(f"a vault entry for {request_id}", "none", then)
 
 
 def _commitment(key: bytes, payload: bytes) -> str:
     """Keyed by a key derived from the data key: one key must not serve two purposes."""
     derived = hmac.new(key, b"efface request commitment v1", hashlib.sha256).digest()
     return "hmac-sha256:" + hmac.new(derived, payload, hashlib.sha256).hexdigest()
-
-
-def _associated(request_id: str) -> bytes:
-    return f"efface vault v1 {request_id}".encode()
-
-
-def _damaged(request_id: str) -> BrokenRegistry:
-    expected = f"a readable vault entry for {request_id}"
-    return BrokenRegistry(expected, "a damaged one", "Restore the vault from a backup.")

@@ -1,109 +1,96 @@
-"""The keys of a vault: the master key, and the subject key that it wraps."""
+"""The keys of a vault: the master key, wherever it is, and the subject key that it wraps."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import os
-import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import durable
-from .errors import BrokenRegistry, InvalidInput, NotFound
+from . import durable, vault_entries, vault_files, vault_sources
+from .errors import BrokenRegistry, InvalidInput, NotFound, RegistryError
+from .vault_entries import NotOurs
+from .vault_sources import KeyProvider
 
-VARIABLE = "EFFACE_VAULT_KEY"
-KEY_BYTES = 32
+SUBJECT_FILE = "subject.key"
+_SUBJECT = "subject"
+_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of the vault in `folder`. The environment's master key goes before that in `master.key`."""
+    """The keys of the vault in `folder`; `vault_sources` says where the master key is looked for."""
 
     folder: Path
 
     def at_hand(self) -> bool:
         """Whether there is a master key, right or wrong."""
-        return VARIABLE in os.environ or (self.folder / "master.key").is_file()
+        try:
+            self.provider()
+        except NotFound:
+            return False
+        except RegistryError:
+            return True
+        return True
 
     def prepare(self) -> None:
         """Check the keys, or make the folder and what is missing. Raises before it writes anything."""
+        vault_files.check_folder(self.folder)
         if self.complete():
             self.subject()
             return
-        if any(self.folder.glob("*.json")):
-            raise BrokenRegistry("the vault's subject.key", "none", "Restore the vault from a backup.")
-        given = self._given()
+        if any(self.folder.glob("req-*")):
+            raise BrokenRegistry(f"the vault's {SUBJECT_FILE}", "none", "Restore the vault from a backup.")
+        vault_sources.check(self.folder)
         durable.make_folder(self.folder, 0o700)
-        master = given or secrets.token_bytes(KEY_BYTES)
-        if given is None:
-            durable.write_file(self.folder / "master.key", encode(master).encode(), 0o600)
-        wrapped = encode(_wrap(master, secrets.token_bytes(KEY_BYTES)))
-        durable.write_file(self.folder / "subject.key", wrapped.encode(), 0o600)
+        self.write_subject(vault_entries.new_key(), vault_sources.find_or_make(self.folder))
 
     def complete(self) -> bool:
         """Whether the keys have been made: the subject key is written last."""
-        return (self.folder / "subject.key").is_file()
+        return vault_files.exists(self.folder / SUBJECT_FILE)
 
-    def wrap(self, key: bytes) -> bytes:
-        """`key` under the master key (AES key wrap, RFC 3394)."""
-        return _wrap(self.master(), key)
-
-    def unwrap(self, wrapped: bytes) -> bytes:
-        """The key that `wrap` wrapped. Raises ValueError when it was damaged or wrapped by another key."""
-        from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
-
-        try:
-            return aes_key_unwrap(self.master(), wrapped)
-        except InvalidUnwrap as error:
-            raise ValueError("not wrapped by this key") from error
-
-    def master(self) -> bytes:
+    def provider(self) -> KeyProvider:
         """The master key. Raises NotFound, or InvalidInput when it is no key."""
-        if (key := self._given()) is None:
-            raise NotFound("the vault's master key", "none", f"Set {VARIABLE} to the key it was made with.")
-        return key
+        return vault_sources.find(self.folder)
+
+    def providers(self) -> Iterator[KeyProvider]:
+        """The master key; then that of a rotation which has not ended, if it is at hand too."""
+        yield self.provider()
+        yield from vault_sources.half_rotated(self.folder)
 
     def subject(self) -> bytes:
         """The key of subject references. InvalidInput when the master key is not the one it was made with."""
+        return self.subject_by(self.providers())
+
+    def subject_by(self, providers: Iterator[KeyProvider]) -> bytes:
+        """The same, by given keys. BrokenRegistry when it was damaged."""
+        then = f"{vault_sources.SOURCES} Or restore its {SUBJECT_FILE}."
         try:
-            return self.unwrap(decode((self.folder / "subject.key").read_text(encoding="ascii")))
-        except (FileNotFoundError, ValueError) as error:
-            then = f"Set {VARIABLE} to the key this vault was made with, or restore its subject.key."
-            raise InvalidInput("the vault's own master key", "another key", then) from error
+            data = vault_files.read_regular(self.folder / SUBJECT_FILE, _LIMIT)
+            return _subject(data, providers)
+        except NotOurs as error:
+            expected = f"the vault's own master key{_named(error)}"
+            raise InvalidInput(expected, "another key", then) from error
+        except (FileNotFoundError, ValueError, BrokenRegistry) as error:
+            raise BrokenRegistry(f"the vault's {SUBJECT_FILE}", "none or a damaged one", then) from error
 
-    def _given(self) -> bytes | None:
-        if (text := os.environ.get(VARIABLE)) is None:
-            path = self.folder / "master.key"
-            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-        return None if text is None else _checked(text)
-
-
-def encode(data: bytes) -> str:
-    """Base64 text."""
-    return base64.b64encode(data).decode("ascii")
+    def write_subject(self, subject: bytes, provider: KeyProvider) -> None:
+        """Put the subject key under a master key."""
+        data = vault_entries.seal(_SUBJECT, vault_entries.new_key(), subject, provider)
+        durable.write_file(self.folder / SUBJECT_FILE, data, 0o600)
 
 
-def decode(text: str) -> bytes:
-    """The bytes of base64 text. Raises ValueError."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, TypeError) as error:
-        raise ValueError("not base64") from error
+def _subject(data: bytes, providers: Iterator[KeyProvider]) -> bytes:
+    """Version 1 is the wrapped key in base64 and nothing else, so damage looks like another master key."""
+    if data.startswith(b"{"):
+        return vault_entries.unseal(_SUBJECT, data, providers)[1]
+    wrapped = vault_entries.decode(data.decode("ascii"))
+    for provider in providers:
+        try:
+            return provider.unwrap(wrapped)
+        except ValueError:
+            continue
+    raise NotOurs(None)
 
 
-def _checked(text: str) -> bytes:
-    try:
-        key = decode(text.strip())
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        expected = f"base64 of {KEY_BYTES} bytes in {VARIABLE} or master.key"
-        raise InvalidInput(expected, "another value", "Make one with `openssl rand -base64 32`.")
-    return key
-
-
-def _wrap(master: bytes, key: bytes) -> bytes:
-    from cryptography.hazmat.primitives.keywrap import aes_key_wrap
-
-    return aes_key_wrap(master, key)
+def _named(error: NotOurs) -> str:
+    return "" if error.wrapped_by is None else f" ({error.wrapped_by})"
