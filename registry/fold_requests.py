@@ -36,11 +36,20 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     db.update("forget_request", (event.subject_id,), state=state, claim_level=claim, updated_at=event.at)
 
 
+def shredding(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
+    """Its rows are about to go: from here on a crash may leave them half destroyed."""
+    row = need(db, "forget_request", event.subject_id)
+    if row["state"] not in states.SHREDDABLE or row["shredded_at"] is not None:
+        raise BrokenRegistry("a request that may be shredded", row["state"], "Run `efface verify`.")
+    db.update("forget_request", (event.subject_id,), shredding_at=event.at, updated_at=event.at)
+
+
 def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
     """Its rows are gone. A released request moves on; one that was refused or withdrawn stays what it is."""
     row = need(db, "forget_request", event.subject_id)
-    if row["shredded_at"] is not None:
-        raise BrokenRegistry("rows that are shredded once", "a second time", "Run `efface verify`.")
+    if row["shredding_at"] is None or row["shredded_at"] is not None:
+        came = "one without a beginning, or a second one"
+        raise BrokenRegistry("a shredding that has begun", came, "Run `efface verify`.")
     kept = row["state"] in states.ENDED
     state = row["state"] if kept else states.step("request", row["state"], "SHREDDED")
     changes = {"state": state, "shredded_at": event.at, "updated_at": event.at}

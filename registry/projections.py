@@ -20,6 +20,7 @@ Handler = Callable[[Tables, Event, Mapping[str, Any]], None]
 _HANDLERS: Mapping[str, Handler] = {
     "request.received": fold_requests.received,
     "request.extended": fold_requests.extended,
+    "request.shredding": fold_requests.shredding,
     "request.shredded": fold_requests.shredded,
     "evidence.recorded": fold_requests.evidence,
     "adapter.sealed": fold_records.adapter_sealed,

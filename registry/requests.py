@@ -67,7 +67,9 @@ def list_requests(
     limit: int | None = None,
 ) -> list[ForgetRequest]:
     """Requests in order of receipt: all or a page (`after` an id, at most `limit`), in one state, overdue now."""
-    where: dict[str, Any] = {} if state is None else {"state": checks.choice(state, "state", tuple(states.REQUEST))}
+    where: dict[str, Any] = (
+        {} if state is None else {"state": checks.choice(state, "state", tuple(states.REQUEST))}
+    )
     count = None if limit is None else checks.count(limit, "limit", 1)
     now = timestamp(reg.clock())
     with reg.read() as db:

@@ -30,6 +30,8 @@ REQUEST: Table = {
 }
 ENDED = ("REFUSED", "WITHDRAWN")
 """A request in one of these is answered without forgetting anything."""
+SHREDDABLE = ("RELEASED", *ENDED)
+"""Rows are needed for training and auditing before, and are gone after."""
 ADAPTER: Table = {
     "STAGED": ("SEALED",),
     "SEALED": ("QUALIFIED", "REJECTED", "RETIRED"),

@@ -46,8 +46,8 @@ PROJECTIONS: tuple[Table, ...] = (
     _table("blob", "digest size media_type uses", "size uses"),
     _table(
         "forget_request",
-        "id seq basis state n_items commitment subject_ref received_at due_at extended_to claim_level shredded_at"
-        " updated_at",
+        "id seq basis state n_items commitment subject_ref received_at due_at extended_to claim_level"
+        " shredding_at shredded_at updated_at",
         "seq n_items",
     ),
     _table(

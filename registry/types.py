@@ -71,6 +71,8 @@ class ForgetRequest:
     """The later date, where the first month was not enough (GDPR Art. 12(3))."""
     claim_level: ClaimLevel | None
     """What is claimed of a closed request: never more than its evidence shows (see `claims`)."""
+    shredding_at: str | None
+    """When its shredding began; if that did not end, `efface request shred` finishes it."""
     shredded_at: str | None
     """When its rows and their key were destroyed; from then on nothing can be trained on or measured with them."""
     updated_at: str

@@ -108,14 +108,30 @@ def _vault_problems(reg: Registry, requests: Sequence[Row], deep: bool) -> Itera
     if not reg.vault.folder.is_dir():
         return
     for row in requests:
-        request_id = row["id"]
-        if row["state"] in ("SHREDDED", "CLOSED") or reg.vault.shredded(request_id):
-            if reg.vault.has(request_id):
-                yield Problem("vault-damaged", request_id, "rows that are shredded", "an entry in the vault")
-        elif not reg.vault.has(request_id):
-            yield Problem("vault-missing", request_id, "an entry in the vault", "none")
-        elif deep and reg.vault.keys.at_hand() and (found := _recommit(reg, request_id)) != row["commitment"]:
-            yield Problem("vault-damaged", request_id, row["commitment"], found)
+        if (found := _vault_problem(reg, row, deep)) is not None:
+            yield found
+
+
+def _vault_problem(reg: Registry, row: Row, deep: bool) -> Problem | None:
+    """Between the events that begin and end a shredding the entry may be whole, zeros or gone."""
+    request_id = row["id"]
+    here, mark = reg.vault.has(request_id), reg.vault.tombstone(request_id) is not None
+    if row["shredded_at"] is not None:
+        if here or not mark:
+            came = "an entry in the vault" if here else "neither entry nor mark"
+            return Problem("vault-damaged", request_id, "the mark of shredded rows alone", came)
+        return None
+    if row["shredding_at"] is not None:
+        return None
+    if mark:
+        return Problem(
+            "vault-missing", request_id, "its rows", "the mark that they are shredded, without an event"
+        )
+    if not here:
+        return Problem("vault-missing", request_id, "an entry in the vault", "none")
+    if deep and reg.vault.keys.at_hand() and (found := _recommit(reg, request_id)) != row["commitment"]:
+        return Problem("vault-damaged", request_id, row["commitment"], found)
+    return None
 
 
 def _size(reg: Registry, digest: str) -> int | None:

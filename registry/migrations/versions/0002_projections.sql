@@ -59,6 +59,7 @@ CREATE TABLE forget_request (
   due_at      TEXT,
   extended_to TEXT,
   claim_level TEXT,
+  shredding_at TEXT,
   shredded_at TEXT,
   updated_at  TEXT NOT NULL
 ) STRICT;

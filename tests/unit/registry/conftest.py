@@ -11,6 +11,7 @@ from efface.registry import Registry
 
 @pytest.fixture
 def reg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.delenv("EFFACE_VAULT_KEY", raising=False)
+    for name in ("EFFACE_VAULT_KEY", "EFFACE_VAULT_KEY_FILE", "EFFACE_VAULT_KEY_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
     with Registry.open(tmp_path / "registry", create=True, clock=Clock()) as opened:
         yield opened

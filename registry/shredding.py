@@ -1,0 +1,49 @@
+"""Shredding a request: its rows, their key and what training left of them are destroyed, and the ledger says so.
+
+Two events, because destroying is not undone by a crash: `request.shredding` before the first byte goes,
+`request.shredded` after the last. Whatever happens between them, doing it again finishes it.
+"""
+
+from __future__ import annotations
+
+from . import ledger, requests, shred, states
+from .canon import parse_timestamp
+from .errors import Conflict
+from .registry import Registry
+from .shred import ShredPlan
+from .types import ForgetRequest
+
+
+def plan_shredding(reg: Registry, request_id: str) -> ShredPlan:
+    """What `shred_request` would destroy beside the vault's entry. Raises NotFound, Conflict."""
+    _check(requests.get_request(reg, request_id))
+    return shred.plan_shred(reg.root, request_id)
+
+
+def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetRequest:
+    """Destroy a request's rows for good; the ledger still verifies, and a repeat request is still recognised.
+
+    For a request that is released, refused or withdrawn: before that its rows are needed. A released one becomes
+    SHREDDED. Doing it again is not an error. Raises NotFound, Conflict (its state, or it is being trained).
+    """
+    with reg.write(actor) as tx:
+        request = requests.load(tx.db, request_id)
+        if request.shredded_at is not None:
+            return request
+        _check(request)
+        if request.shredding_at is None:
+            ledger.append(tx, "request.shredding", request_id, {})
+    with reg.write(actor) as tx:
+        request = requests.load(tx.db, request_id)
+        if request.shredded_at is not None:  # another process finished it meanwhile
+            return request
+        shred.execute(shred.plan_shred(reg.root, request_id))
+        reg.vault.shred(request_id, at=parse_timestamp(tx.at))
+        ledger.append(tx, "request.shredded", request_id, {})
+        return requests.load(tx.db, request_id)
+
+
+def _check(request: ForgetRequest) -> None:
+    if request.shredded_at is None and request.state not in states.SHREDDABLE:
+        then = "Release, refuse or withdraw it first: until then its rows are needed."
+        raise Conflict(f"{request.id} as {' or '.join(states.SHREDDABLE)}", request.state, then)
