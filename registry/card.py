@@ -72,7 +72,7 @@ def _check(made: Package, facts: CardFacts) -> None:
     if facts.license is not None:
         checks.token(facts.license, "license")
     for name, value in facts.figures.items():
-        if not _FIGURE.fullmatch(name) or isinstance(value, bool) or not math.isfinite(value):
+        if not _FIGURE.fullmatch(name) or type(value) not in (int, float) or not math.isfinite(value):
             raise InvalidInput("figures with plain names and finite numbers", "others", "Leave texts out.")
     if facts.audit and (not facts.composition or facts.audit.composition != facts.composition.digest):
         raise InvalidInput("the audit of this composition", "another", "Pass the composition it is about.")

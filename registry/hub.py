@@ -66,7 +66,7 @@ def push(
     branch = None if revision is None else check_revision(revision)
     checks.text(message, "message", 200)
     files = _to_push(Path(folder))
-    with _explained("push to the Hub"):
+    with _explained("push"):
         api = _api(token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and api.model_info(repo_id).private is not True:
@@ -84,7 +84,7 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, token: str 
     """
     check_repo_id(repo_id)
     wanted = None if revision is None else check_revision(revision)
-    with _explained("pull from the Hub"):
+    with _explained("pull"):
         api = _api(token)
         commit = _checked_commit(api.model_info(repo_id, revision=wanted, timeout=_TIMEOUT).sha)
         described = _described(api, repo_id, commit)
@@ -184,11 +184,13 @@ def _explanation(what: str, error: Exception) -> RegistryError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 404:
         return NotFound(
-            f"a repository and revision to {what}", "an unknown one", "Check its name and your token."
+            f"a repository and revision to {what} on the Hub",
+            "an unknown one",
+            "Check its name and your token.",
         )
     if status in (401, 403):
         return InvalidInput(
-            f"a token that may {what}", f"HTTP {status}", "Set HF_TOKEN or run `hf auth login`."
+            f"a token that may {what} there", f"HTTP {status}", "Set HF_TOKEN or run `hf auth login`."
         )
     came = type(error).__name__ if status is None else f"HTTP {status}"
-    return Conflict(f"a whole answer to the {what}", came, _THEN)
+    return Conflict(f"the Hub to answer the {what}", came, _THEN)
