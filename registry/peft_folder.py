@@ -34,6 +34,12 @@ _TENSOR = re.compile(
     r"base_model\.model\.(?P<module>[\w-]+(?:\.[\w-]+)*)\.lora_(?P<side>[AB])\.weight", re.ASCII
 )
 _LONGEST_NAME = 512
+_KINDS = {
+    "lora_embedding_": "LoRA on an embedding",
+    "lora_magnitude_vector": "DoRA",
+    "base_layer": "a weight of the base: save with save_embedding_layers=False",
+    ".bias": "a bias",
+}
 _EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe", "shared"})
 
 
@@ -111,7 +117,9 @@ def _key(name: str) -> tuple[str, str]:
     match = _TENSOR.fullmatch(name) if len(name) <= _LONGEST_NAME else None
     if match is None:
         expected = "only tensors named base_model.model.<module>.lora_A.weight or ….lora_B.weight"
-        raise _SOURCE.bad(expected, "another tensor")
+        raise _SOURCE.bad(
+            expected, next((kind for part, kind in _KINDS.items() if part in name), "another tensor")
+        )
     return match["module"], match["side"]
 
 

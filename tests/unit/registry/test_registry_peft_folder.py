@@ -205,6 +205,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "an unknown dtype": _weights(weights_file({**PAIR, A: ("X", [2, 3], PAIR[A][2])})),
     "an entry that is no object": _weights(framed({A: 1})),
     "a full weight": _weights(weights_file({**PAIR, "lm_head.weight": ("F32", [1, 1], b"\0" * 4)})),
+    "the head's own weight": _weights(
+        weights_file({**PAIR, "base_model.model.lm_head.base_layer.weight": ("F32", [1, 1], bytes(4))})
+    ),
     "a DoRA magnitude": _weights(weights_file({"m.lora_magnitude_vector": ("F32", [1, 1], b"\0" * 4)})),
     "lora_A alone": _weights(weights_file({A: PAIR[A]})),
     "a name with a path": _weights(weights_file(pair("../../q_proj"))),
