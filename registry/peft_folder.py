@@ -1,159 +1,172 @@
 """Reading a PEFT LoRA folder that may come from anyone: all of it is checked before any of it is used.
 
-Taken are exactly `adapter_config.json` and `adapter_model.safetensors`. Other plain files (README.md) and
-subfolders are left alone; links and pickles make the whole folder suspect and are refused.
+Taken are exactly `adapter_config.json` and `adapter_model.safetensors`, each read once, as they are. Other plain
+files (README.md) and subfolders are left alone; links, pipes, sockets and pickles make the whole folder suspect
+and are refused, and so is a folder that is a link itself.
+
+`read` checks what the two files say by themselves and of each other: a plain LoRA (`peft_config`) whose tensors
+are finite pairs of the ranks that the config says, on modules that PEFT would adapt: it drops the weights of
+others with no more than a warning. `check_against` holds the pairs against a base (`base_shapes`).
 """
 
 from __future__ import annotations
 
-import math
-import os
 import re
-import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from .canon import JSON, parse
-from .errors import InvalidInput, RegistryError
+from . import peft_patterns, plain_files, safetensors_file
+from .errors import InvalidInput
+from .peft_config import LoraConfig, parse_config
+from .plain_files import Source
+from .safetensors_file import Tensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_LIMITS = {CONFIG: 2**20, WEIGHTS: 2**33}
-_HEADER_LIMIT = 2**26
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_MUST_BE_OFF = ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
-"""LoRA options that store or need more than a pair of matrices per module, so a stack cannot hold them."""
+LIMITS = {CONFIG: 2**20, WEIGHTS: 2**33}
+"""The most bytes that are read of each file."""
+
+_THEN = "Save the adapter again with PEFT's save_pretrained."
+_SOURCE = Source(WEIGHTS, _THEN)
+_HEADER_LIMIT = 2**25
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<module>[\w-]+(?:\.[\w-]+)*)\.lora_(?P<side>[AB])\.weight", re.ASCII
+)
+_LONGEST_NAME = 512
+_KINDS = {
+    "lora_embedding_": "LoRA on an embedding",
+    "lora_magnitude_vector": "DoRA",
+    "base_layer": "a weight of the base: save with save_embedding_layers=False",
+    ".bias": "a bias",
+}
+_EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "word_embeddings", "wte", "wpe", "shared"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The matrices of one module: A is (rank, in_features), B is (out_features, rank)."""
+
+    rank: int
+    in_features: int
+    out_features: int
 
 
 def read(folder: Path) -> dict[str, bytes]:
     """The two files of the adapter, checked. Raises InvalidInput."""
-    if not folder.is_dir():
-        raise InvalidInput("a PEFT adapter folder", "no such folder", "Pass the folder PEFT saved.")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            _check_entry(entry)
-    files = {name: _read_file(folder / name) for name in (CONFIG, WEIGHTS)}
-    check_config(files[CONFIG])
-    check_weights(files[WEIGHTS])
+    with plain_files.opened(Path(folder), Source("a PEFT adapter", "Pass the folder PEFT saved.")) as opened:
+        plain_files.check_entries(opened, _THEN)
+        files = {
+            name: plain_files.read_file(opened, Source(name, _THEN), LIMITS[name])
+            for name in (CONFIG, WEIGHTS)
+        }
+    check(files)
     return files
 
 
-def check_config(data: bytes) -> None:
-    """Raise InvalidInput unless `data` is the configuration of a plain LoRA."""
-    try:
-        config = parse(data)
-    except RegistryError as error:
-        raise _bad(CONFIG, "a JSON object", "no JSON") from error
-    if not isinstance(config, Mapping):
-        raise _bad(CONFIG, "a JSON object", "other JSON")
-    if config.get("peft_type") != "LORA":
-        raise _bad(CONFIG, 'peft_type "LORA"', "another type")
-    rank = config.get("r")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise _bad(CONFIG, "a whole rank r of at least 1", "another value")
-    on = [name for name in _MUST_BE_OFF if config.get(name)]
-    if on or config.get("bias", "none") != "none":
-        raise _bad(CONFIG, "a plain LoRA", f"{', '.join(on) or 'bias'} switched on")
+def check(files: Mapping[str, bytes]) -> dict[str, Pair]:
+    """The pairs of an adapter by module name, e.g. `model.layers.0.mlp.up_proj`. Raises InvalidInput.
+
+    `files` has the bytes of exactly the two files.
+    """
+    if set(files) != {CONFIG, WEIGHTS}:
+        raise InvalidInput(f"exactly {CONFIG} and {WEIGHTS}", "other files", _THEN)
+    config, pairs = check_config(files[CONFIG]), check_weights(files[WEIGHTS])
+    _check_ranks(config, pairs)
+    _check_targets(config, pairs)
+    return pairs
 
 
-def check_weights(data: bytes) -> None:
-    """Raise InvalidInput unless `data` is a safetensors file of lora_A/lora_B pairs and nothing else."""
-    header, body = _header(data)
-    header.pop("__metadata__", None)
-    shapes = {name: _check_tensor(name, entry) for name, entry in header.items()}
-    _check_layout([entry["data_offsets"] for entry in header.values()], body)
-    _check_pairs(shapes)
+def check_config(data: bytes) -> LoraConfig:
+    """What a config says. Raises InvalidInput unless it is the configuration of a plain LoRA."""
+    if len(data) > LIMITS[CONFIG]:
+        raise Source(CONFIG, _THEN).bad(f"at most {LIMITS[CONFIG]} bytes", "more")
+    return parse_config(data)
 
 
-def _check_entry(entry: os.DirEntry[str]) -> None:
-    if entry.is_symlink():
-        raise _bad(_shown(entry.name), "plain files", "a link")
-    if entry.is_file() and Path(entry.name).suffix.lower() in _PICKLES:
-        raise _bad(_shown(entry.name), "safetensors only", "a file that may hold a pickle")
+def check_weights(data: bytes) -> dict[str, Pair]:
+    """The pairs in a safetensors file. Raises InvalidInput unless it is pairs of finite matrices alone."""
+    tensors, begin = safetensors_file.split(data, _SOURCE, _HEADER_LIMIT)
+    sides = {_key(name): tensor for name, tensor in tensors.items() if _check_matrix(tensor)}
+    pairs = _pairs(sides)
+    if not all(safetensors_file.is_finite(data, begin, tensor) for tensor in tensors.values()):
+        raise _SOURCE.bad("finite values", "NaN or infinity")
+    return pairs
 
 
-def _read_file(path: Path) -> bytes:
-    """No links, no pipes (O_NONBLOCK: opening one must not hang), no surprises in size."""
-    limit = _LIMITS[path.name]
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise _bad(path.name, "a readable file", type(error).__name__) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= limit:
-            raise _bad(path.name, f"a plain file of 1 to {limit} bytes", "something else")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
-        os.close(descriptor)
+def check_against(files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise InvalidInput unless each module is a matrix of the base of the right shape.
+
+    `files` are those that `read` gave; `shapes` are the base's weights by module name as `base_shapes` reads
+    them: (out, in) of a linear layer. Of a Conv1D (GPT-2) they are (in, out), which an adapter says with
+    `fan_in_fan_out`; PEFT ignores that flag on the linear layers beside. A checkpoint saved without its head
+    has names one level shorter (`h.0.attn.c_attn` for `transformer.h.0.attn.c_attn`): both are found.
+    """
+    transposed = check_config(files[CONFIG]).fan_in_fan_out
+    for module, pair in check(files).items():
+        shape = shapes.get(module) or shapes.get(module.partition(".")[2])
+        then = "Pass the base that this adapter was trained on."
+        if shape is None or module.rpartition(".")[2] in _EMBEDDINGS:
+            raise InvalidInput(f"a linear layer {module} in the base", "none", then)
+        wanted = (pair.out_features, pair.in_features)
+        if shape != wanted and not (transposed and shape == wanted[::-1]):
+            raise InvalidInput(f"{module} of shape {wanted} in the base", f"{shape}", then)
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The parsed header and the size of the tensor bytes after it."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 10 or not 2 <= length <= min(len(data) - 8, _HEADER_LIMIT):
-        raise _bad(WEIGHTS, "a safetensors header within the file", "another length")
-    try:
-        header = parse(data[8 : 8 + length])
-    except RegistryError as error:
-        raise _bad(WEIGHTS, "a safetensors header in JSON", "no JSON") from error
-    if not isinstance(header, dict):
-        raise _bad(WEIGHTS, "a safetensors header in JSON", "other JSON")
-    return header, len(data) - 8 - length
+def _key(name: str) -> tuple[str, str]:
+    match = _TENSOR.fullmatch(name) if len(name) <= _LONGEST_NAME else None
+    if match is None:
+        expected = "only tensors named base_model.model.<module>.lora_A.weight or ….lora_B.weight"
+        raise _SOURCE.bad(
+            expected, next((kind for part, kind in _KINDS.items() if part in name), "another tensor")
+        )
+    return match["module"], match["side"]
 
 
-def _check_tensor(name: str, entry: JSON) -> tuple[int, int]:
-    if not _TENSOR.fullmatch(name):
-        raise _bad(WEIGHTS, "only tensors named ….lora_A.weight or ….lora_B.weight", "another tensor")
-    fields = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
-    dtype = fields.get("dtype")
-    shape, offsets = _two(fields.get("shape"), 1), _two(fields.get("data_offsets"), 0)
-    if dtype not in _DTYPE_BYTES or shape is None or offsets is None:
-        raise _bad(WEIGHTS, "matrices of F64, F32, F16 or BF16", "another tensor")
-    if offsets[1] - offsets[0] != math.prod(shape) * _DTYPE_BYTES[dtype]:
-        raise _bad(WEIGHTS, "as many bytes as a tensor's shape needs", "another number")
-    return shape
+def _check_matrix(tensor: Tensor) -> bool:
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16") or len(tensor.shape) != 2 or min(tensor.shape) < 1:
+        raise _SOURCE.bad("matrices of F64, F32, F16 or BF16", "another tensor")
+    return True
 
 
-def _two(value: Any, least: int) -> tuple[int, int] | None:
-    """The two whole numbers in `value`; None when it holds anything else."""
-    if not isinstance(value, list) or len(cast(list[Any], value)) != 2:
-        return None
-    first, second = cast(list[Any], value)
-    if type(first) is not int or type(second) is not int or min(first, second) < least:
-        return None
-    return first, second
+def _pairs(sides: Mapping[tuple[str, str], Tensor]) -> dict[str, Pair]:
+    if not sides:
+        raise _SOURCE.bad("at least one LoRA pair", "no tensor")
+    found: dict[str, Pair] = {}
+    for module, _ in sides:
+        a, b = sides.get((module, "A")), sides.get((module, "B"))
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            raise _SOURCE.bad("lora_A (r, in) and lora_B (out, r) for every module", "a pair that differs")
+        found[module] = Pair(a.shape[0], a.shape[1], b.shape[0])
+    return found
 
 
-def _check_layout(offsets: list[list[int]], size: int) -> None:
-    """Tensors follow each other without overlap or hole: no byte of the file is left unexplained."""
-    end = 0
-    for first, last in sorted(offsets):
-        if first != end:
-            raise _bad(WEIGHTS, "tensors one after the other", "an overlap or a hole")
-        end = last
-    if end != size:
-        raise _bad(WEIGHTS, f"{end} bytes of tensors", f"{size}")
+def _check_ranks(config: LoraConfig, pairs: Mapping[str, Pair]) -> None:
+    if max(len(config.rank_pattern), len(config.alpha_pattern)) * len(pairs) > peft_patterns.COMPARISONS:
+        raise Source(CONFIG, _THEN).bad(
+            "fewer patterns", f"more than {peft_patterns.COMPARISONS} comparisons"
+        )
+    ranks = peft_patterns.resolve(config.rank_pattern, pairs, config.r)
+    for module, pair in pairs.items():
+        if pair.rank != ranks[module]:
+            raise _SOURCE.bad(f"rank {ranks[module]}, which {CONFIG} says, for {module}", f"{pair.rank}")
 
 
-def _check_pairs(shapes: Mapping[str, tuple[int, int]]) -> None:
-    if not shapes:
-        raise _bad(WEIGHTS, "at least one LoRA pair", "no tensor")
-    for name, shape in shapes.items():
-        module, _, side = name.removesuffix(".weight").rpartition(".lora_")
-        other = shapes.get(f"{module}.lora_{'B' if side == 'A' else 'A'}.weight")
-        if other is None or (side == "A" and shape[0] != other[1]):
-            raise _bad(WEIGHTS, "lora_A (r, in) and lora_B (out, r) for every module", "a pair that differs")
+def _check_targets(config: LoraConfig, pairs: Mapping[str, Pair]) -> None:
+    for module in pairs:
+        if not _is_target(config, module):
+            raise _SOURCE.bad(f"only modules that {CONFIG} targets", "another, whose weights PEFT would drop")
 
 
-def _bad(name: str, expected: str, came: str) -> InvalidInput:
-    return InvalidInput(f"{expected} in {name}", came, "Save the adapter again with PEFT's save_pretrained.")
-
-
-def _shown(name: str) -> str:
-    """A file name that is safe in a message."""
-    return ascii(name)[:80]
+def _is_target(config: LoraConfig, module: str) -> bool:
+    """Whether PEFT's `check_target_module_exists` would adapt the module."""
+    if peft_patterns.ends_with_any(module, config.exclude_modules):
+        return False
+    if config.target_modules is None:
+        return True
+    if config.layers is None or module in config.target_modules:
+        return peft_patterns.ends_with_any(module, config.target_modules)
+    return (
+        peft_patterns.ends_with_any(module, config.target_modules)
+        and peft_patterns.layer_of(module) in config.layers
+    )
