@@ -190,7 +190,7 @@ def _delete_folder(folder: Path, item: GcItem, reachable_now: AbstractSet[Digest
         age = _age(folder)
         if f"sha256:{folder.name}" in reachable_now or age is None or not _unchanged(age, item):
             return False
-        _remove(folder.rename(doomed))
+        _remove(folder if folder.name.startswith(durable.TEMPORARY) else folder.rename(doomed))
         durable.sync_folder(folder.parent)
     return True
 
