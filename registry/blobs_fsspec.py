@@ -48,7 +48,8 @@ class FsspecBlobs:
         if match is None:
             came = "credentials, a query, a chain of URLs or odd characters in it"
             raise InvalidInput("an object storage URL such as s3://bucket/prefix", came, _SETTINGS)
-        protocol, path = match[1], match[2].strip("/")
+        protocol, path = match[1], match[2].rstrip("/")
+        path = path.lstrip("/") if protocol == "memory" else path
         if any(part in ("", ".", "..") for part in path.split("/") if path):
             raise InvalidInput("a URL without empty, . or .. segments", "one with them", "Remove them.")
         if not path and protocol != "memory":

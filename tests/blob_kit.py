@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -75,7 +75,9 @@ class S3:
 def s3() -> Iterator[S3]:
     """An S3 API server for the test run."""
     pytest.importorskip("s3fs", reason="S3 tests need s3fs: pip install 'efface[s3]'")
-    server_module = pytest.importorskip("moto.server", reason="S3 tests need moto: pip install 'moto[server]'")
+    server_module = pytest.importorskip(
+        "moto.server", reason="S3 tests need moto: pip install 'moto[server]'"
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
@@ -154,9 +156,9 @@ def s3_lab(server: S3) -> Lab:
     return Lab(server.store(bucket), write, age)
 
 
-def together(*scripts: str, env: Mapping[str, str] = {}) -> list[str]:  # noqa: B006 - only read
+def together(*scripts: str) -> list[str]:
     """Run the scripts at the same time in processes of their own; each prints its result."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **env}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", script],
