@@ -23,6 +23,7 @@ from .errors import BrokenRegistry, InvalidInput, RegistryError
 
 FRESH = timedelta(minutes=1)
 """A blob put again is given a new age when it is older than this: gc spares the young (see `gc`)."""
+REPAIR = "Put it again with repair=True, or restore it from a backup."
 NAME = re.compile("[0-9a-f]{64}")
 _LEFTOVER = re.compile(r"(?:sha256/(?:[0-9a-f]{2}/)?)?\.tmp-[0-9A-Za-z]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,7 +67,7 @@ class Blobs:
                 self._freshen(path, data)
                 return digest
             if not repair and os.path.lexists(path):
-                raise damaged(digest, self.digest_of(digest))
+                raise damaged(digest, self.digest_of(digest), REPAIR)
             durable.make_folder(path.parent)
             durable.write_file(path, data, 0o444)
         return digest
@@ -175,9 +176,9 @@ def checked(digest: str, data: bytes) -> bytes:
     return data
 
 
-def damaged(digest: str, came: str) -> BrokenRegistry:
+def damaged(digest: str, came: str, then: str = "Restore it from a backup.") -> BrokenRegistry:
     """The error of a blob that is missing or is not itself."""
-    return BrokenRegistry(f"blob {digest}", came, "Restore it from a backup.")
+    return BrokenRegistry(f"blob {digest}", came, then)
 
 
 def file_digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import blobs_s3
 from .blob_store import Leftover, Stored
-from .blobs import FRESH, NAME, checked, damaged, relative
+from .blobs import FRESH, NAME, REPAIR, checked, damaged, relative
 from .canon import Digest, digest_bytes
 from .errors import InvalidInput, NotFound, RegistryError
 from .storage_errors import code_of, translation
@@ -70,7 +70,7 @@ class FsspecBlobs:
                     return digest
             elif not actual.startswith("unreadable: absent"):
                 if not repair:
-                    raise damaged(digest, actual)
+                    raise damaged(digest, actual, REPAIR)
                 self._write(digest, data, "overwrite")
                 return digest
         raise RegistryError(f"to store {self.where(digest)}", "other writers at every attempt", "Try again.")
