@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import RegistryError
 
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files; whatever carries it is a leftover of a crash and means nothing."""
+
+_FULL = ("a full disk", "Free some space and run it again.")
+_DENIED = ("no permission", "Run it as the user who owns the registry, or change the folder's owner.")
+_DISK = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: ("a full quota", _FULL[1]),
+    errno.EROFS: ("a read-only disk", "Mount it writable, or work on a copy of the registry."),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EIO: ("an input/output error", "Check the disk (`dmesg`, `smartctl`) before you run it again."),
+}
 
 
 def make_folder(folder: Path, mode: int = 0o777) -> None:
@@ -26,9 +42,17 @@ def write_file(path: Path, data: bytes, mode: int) -> None:
         _write_and_sync(temporary, data, mode)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what stopped the write may stop this too; a leftover means nothing
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file for good; one that is absent is removed already, by a process that may not have synced."""
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,10 +64,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def disk_errors(place: Path) -> Generator[None]:
+    """Turn an OSError into a RegistryError that names the place and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        came, then = _DISK.get(error.errno or 0, ("an error of the disk", "Check the folder and its disk."))
+        raise RegistryError(f"to use {place}", f"{came} ({name})", then) from error
+
+
 def _write_and_sync(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
