@@ -13,25 +13,34 @@ then `states`, `ledger` and `projections`; `registry` says what is where on disk
         activate_release(reg, "prod", release.version, audit=audit.digest, approved_by="ben")
 """
 
+from .adapter_life import purge_adapter, reject_adapter, retire_adapter
 from .adapters import adapter_folder, adapter_for_request, get_adapter, list_adapters, seal_adapter
 from .audits import find_audit, get_audit, list_audits, record_audit
-from .blobs import Blobs
+from .blob_store import BlobStore
+from .blobs import Blobs, open_blobs
 from .canon import JSON, Digest, canonical, digest_bytes, digest_json, timestamp
+from .claims import close_request, evidence_of, record_evidence, supported_claim
+from .collect import collect, plan_collection
 from .compositions import compose, without
+from .deadlines import effective, overdue
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound, RegistryError
 from .ledger import log, rebuild
 from .registry import Registry
 from .releases import (
     activate_release,
     active_release,
+    approve_release,
     channels,
     create_release,
+    diff_releases,
     get_release,
     history,
     plan_removal,
+    withdraw_release,
 )
 from .requests import (
     BASES,
+    extend_request,
     get_request,
     list_requests,
     open_request,
@@ -39,15 +48,19 @@ from .requests import (
     requests_of_subject,
     step_request,
 )
+from .shredding import plan_shredding, shred_request
 from .types import (
     Adapter,
     Audit,
+    ClaimLevel,
     Composition,
     Event,
+    Evidence,
     ForgetRequest,
     Part,
     Problem,
     Release,
+    ReleaseDiff,
     Verification,
 )
 from .vault import Vault
@@ -57,12 +70,15 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "Adapter",
     "Audit",
     "BASES",
+    "BlobStore",
     "Blobs",
     "BrokenRegistry",
+    "ClaimLevel",
     "Composition",
     "Conflict",
     "Digest",
     "Event",
+    "Evidence",
     "ForgetRequest",
     "GateFailed",
     "InvalidInput",
@@ -73,18 +89,26 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "Registry",
     "RegistryError",
     "Release",
+    "ReleaseDiff",
     "Vault",
     "Verification",
     "activate_release",
     "active_release",
     "adapter_folder",
     "adapter_for_request",
+    "approve_release",
     "canonical",
     "channels",
+    "close_request",
+    "collect",
     "compose",
     "create_release",
+    "diff_releases",
     "digest_bytes",
     "digest_json",
+    "effective",
+    "evidence_of",
+    "extend_request",
     "find_audit",
     "get_adapter",
     "get_audit",
@@ -95,15 +119,26 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "list_audits",
     "list_requests",
     "log",
+    "open_blobs",
     "open_request",
+    "overdue",
+    "plan_collection",
     "plan_removal",
+    "plan_shredding",
+    "purge_adapter",
     "read_payload",
     "rebuild",
     "record_audit",
+    "record_evidence",
+    "reject_adapter",
     "requests_of_subject",
+    "retire_adapter",
     "seal_adapter",
+    "shred_request",
     "step_request",
+    "supported_claim",
     "timestamp",
     "verify",
+    "withdraw_release",
     "without",
 ]

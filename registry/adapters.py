@@ -60,6 +60,7 @@ def seal_adapter(
     blobs.append(_described(reg.blobs.put(data), data, "application/vnd.efface.adapter+json"))
     with reg.write(actor) as tx:
         if _check_sealable(tx.db, digest, manifest):
+            _still_there(reg, [*files.values(), data])
             ledger.append(tx, "adapter.sealed", digest, {"manifest": manifest, "blobs": blobs})
             _mark_trained(tx, digest, manifest)
         return load(tx.db, digest)
@@ -208,6 +209,13 @@ def _mark_trained(tx: Writer, digest: str, manifest: Mapping[str, JSON]) -> None
     for request_id in cast(Sequence[str], manifest["requests"]):
         if requests.load(tx.db, request_id).state in _RETRAINABLE:
             requests.advance(tx, request_id, "TRAINED", {"adapter": digest})
+
+
+def _still_there(reg: Registry, contents: Sequence[bytes]) -> None:
+    """`gc` holds the same lock: what it took between our put and now is put again."""
+    for data in contents:
+        if reg.blobs.size(digest_bytes(data)) is None:
+            reg.blobs.put(data)
 
 
 def _described(digest: Digest, data: bytes, media_type: str) -> dict[str, JSON]:

@@ -52,6 +52,8 @@ def record_audit(
     blob: JSON = {"digest": reg.blobs.put(report), "size": len(report), "media_type": "application/json"}
     with reg.write(actor) as tx:
         if tx.db.get("audit", digest) is None:
+            if reg.blobs.size(digest_bytes(report)) is None:  # gc took it between our put and now
+                reg.blobs.put(report)
             ledger.append(tx, "audit.recorded", digest, {"record": record, "blobs": [blob]})
         return load(tx.db, digest)
 

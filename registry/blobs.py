@@ -91,10 +91,6 @@ class Blobs:
             return None
         return Stored(Digest(digest), status.st_size, _modified(status))
 
-    def digest_of(self, digest: str) -> str:
-        """The digest of what is stored under this one."""
-        return file_digest(self.path(digest))
-
     def size(self, digest: str) -> int | None:
         """The blob's size in bytes; None when no regular file is there."""
         found = self.stat(digest)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 from . import checks, database
-from .blobs import Blobs
+from .blob_store import BlobStore
+from .blobs import open_blobs
 from .canon import timestamp
 from .database import Database
 from .locations import locate
@@ -48,7 +49,7 @@ class Registry:
 
     root: Path
     database: Database
-    blobs: Blobs
+    blobs: BlobStore
     vault: Vault
     clock: Callable[[], datetime]
 
@@ -64,7 +65,7 @@ class Registry:
             opened = database.open_file(place.root, create=create)
         else:
             opened = database.open_server(place.server, create=create)
-        return cls(place.root, opened, Blobs(Path(place.blobs)), Vault(place.root / "vault"), clock)
+        return cls(place.root, opened, open_blobs(place.blobs), Vault(place.root / "vault"), clock)
 
     def close(self) -> None:
         """Release what is held between calls."""

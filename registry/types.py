@@ -210,6 +210,7 @@ ProblemKind = Literal[
     "event-form",
     "replay",
     "projection",
+    "blobs",
     "blob-missing",
     "blob-damaged",
     "blob-extra",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from . import projections, snapshot
-from .canon import digest_json
+from .canon import Digest, digest_json
 from .errors import BrokenRegistry, RegistryError
 from .ledger import GENESIS
 from .registry import Registry
@@ -91,15 +91,20 @@ def _differences(stored: Mapping[str, Mapping[str, Row]], expected: MemoryTables
 
 
 def _blob_problems(reg: Registry, referenced: Mapping[str, Row], deep: bool) -> Iterator[Problem]:
+    try:
+        here = {blob.digest: blob.size for blob in reg.blobs.stored()}
+    except RegistryError as error:
+        yield Problem("blobs", error.expected, "blobs that can be listed", error.came)
+        return
     for digest in sorted(referenced):
         if referenced[digest]["uses"] == 0:
             continue
-        size, found = referenced[digest]["size"], _size(reg, digest)
+        size, found = referenced[digest]["size"], here.get(Digest(digest))
         if found is None:
             yield Problem("blob-missing", digest, f"{size} bytes", "no file")
         elif found != size:
             yield Problem("blob-damaged", digest, f"{size} bytes", f"{found} bytes")
-    for digest in reg.blobs if deep else ():
+    for digest in sorted(here) if deep else ():
         if (actual := reg.blobs.digest_of(digest)) != digest:
             yield Problem("blob-damaged", digest, digest, actual)
 
@@ -132,14 +137,6 @@ def _vault_problem(reg: Registry, row: Row, deep: bool) -> Problem | None:
     if deep and reg.vault.keys.at_hand() and (found := _recommit(reg, request_id)) != row["commitment"]:
         return Problem("vault-damaged", request_id, row["commitment"], found)
     return None
-
-
-def _size(reg: Registry, digest: str) -> int | None:
-    """None also for what is no digest: the events that name the blob may be damaged themselves."""
-    try:
-        return reg.blobs.size(digest)
-    except RegistryError:
-        return None
 
 
 def _recommit(reg: Registry, request_id: str) -> str:

@@ -362,7 +362,7 @@ def test_a_broken_registry_is_exit_3_and_the_culprit_is_named(never: Place, tmp_
     at = never.copied(tmp_path / "registry")
     with Registry.open(at.registry) as registry:
         blob = get_adapter(registry, never.json("unlearn")["adapter"]).files["adapter_model.safetensors"]
-        weights = registry.blobs.path(blob)
+        weights = registry.blobs.local_path(blob)
     weights.chmod(0o644)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

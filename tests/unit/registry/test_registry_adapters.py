@@ -71,7 +71,7 @@ def test_sealing_twice_is_sealing_once(reg: Registry, tmp_path: Path) -> None:
 
 def test_sealing_again_puts_back_a_lost_blob(reg: Registry, tmp_path: Path) -> None:
     request_id, adapter = answered(reg, tmp_path, 1)
-    reg.blobs.path(adapter.files["adapter_model.safetensors"]).unlink()
+    reg.blobs.local_path(adapter.files["adapter_model.safetensors"]).unlink()
     assert [p.kind for p in verify(reg).problems] == ["blob-missing"]
     seal(reg, tmp_path / "lora-1", [request_id])
     assert verify(reg, deep=True).ok
@@ -218,7 +218,7 @@ def test_a_changed_folder_is_made_again(reg: Registry, tmp_path: Path, change: s
 
 def test_a_changed_blob_is_not_served(reg: Registry, tmp_path: Path) -> None:
     _, adapter = answered(reg, tmp_path, 1)
-    path = reg.blobs.path(adapter.files["adapter_config.json"])
+    path = reg.blobs.local_path(adapter.files["adapter_config.json"])
     path.chmod(0o644)
     path.write_bytes(path.read_bytes().replace(b"4", b"5"))
     with pytest.raises(BrokenRegistry, match="blob"):

@@ -202,7 +202,7 @@ BLOB_DAMAGE: dict[str, tuple[Callable[[Path], object], bool, str]] = {
 def test_each_damaged_blob_is_named(told: Registry, damage: str) -> None:
     change, only_deep, kind = BLOB_DAMAGE[damage]
     for digest in list(told.blobs):
-        path = told.blobs.path(digest)
+        path = told.blobs.local_path(digest)
         whole = path.read_bytes()
         change(path)
         assert (found(told) == []) == only_deep
