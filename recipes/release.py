@@ -27,7 +27,7 @@ from ..registry import (
     seal_adapter,
 )
 from ..serving import render
-from .audit import audit_composition, record, request_data
+from .audit import audit_composition, audit_rows, record
 from .bench import Bench, encode_probes
 from .errors import RequestError
 from .prepare import probes
@@ -151,8 +151,8 @@ def _release(
     active = requests_in(registry, composition)
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
-    requests = request_data(registry, watched)
-    rows = probes(bench, requests, recipe, progress=progress)
+    known = audit_rows(registry, active, watched)
+    rows = probes(bench, known.requests, recipe, progress=progress)
     encode_probes(bench, rows)
     with tempfile.TemporaryDirectory(prefix="efface-release-") as scratch:
         progress.phase("Rendering")
@@ -176,8 +176,9 @@ def _release(
             bench,
             composition,
             folder,
-            requests,
-            active=active,
+            known.requests,
+            active=known.active,
+            shredded=known.shredded,
             recipe=recipe,
             label=f"{channel}@{release.version}",
             progress=progress,

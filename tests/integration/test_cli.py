@@ -24,7 +24,14 @@ from efface.adapters.encode import pad_id
 from efface.adapters.logprobs import answer_hidden
 from efface.cli import app
 from efface.recipes import Bench, load_recipe, open_bench, render_composition, wearing
-from efface.registry import Composition, Registry, adapter_folder, get_adapter, get_release
+from efface.registry import (
+    Composition,
+    Registry,
+    adapter_folder,
+    get_adapter,
+    get_release,
+    shred_request,
+)
 
 ONE, TWO = "req-000001", "req-000002"
 
@@ -345,6 +352,20 @@ def test_a_failed_gate_is_exit_1_and_the_channel_serves_what_it_served(never: Pl
     assert at.work("audit", "run", "--release", "prod", recipe="strict").code == 1
     assert at.ask("verify", "--deep").code == 0
     assert at.work("release", "create", "prod", "--add", TWO).json["version"] == 3
+
+
+def test_a_stack_with_a_shredded_request_changes_and_says_that_it_is_not_measured(
+    story: Place, tmp_path: Path
+) -> None:
+    at = story.copied(tmp_path / "registry")
+    with Registry.open(at.registry) as reg:
+        assert shred_request(reg, ONE, actor="ana").state == "SHREDDED"
+    left = at.work("release", "rollback", "prod", "--remove", TWO, "--reason", "not asked for any more")
+    assert (left.code, left.json["state"], left.json["requests"]) == (0, "ACTIVE", [ONE])
+    assert "not measured: its rows are shredded" in left.err
+    refused = at.work("unlearn", ONE)
+    assert (refused.code, "shredded" in refused.err) == (2, True)
+    assert at.ask("verify", "--deep").code == 0
 
 
 def test_a_run_that_diverges_is_exit_1_and_leaves_nothing(never: Place, tmp_path: Path) -> None:
