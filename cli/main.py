@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, demo, ledger, model, recipe, release, request, unlearn
+from . import audit, demo, ledger, merge, model, recipe, release, request, unlearn
 from .failure import exit_codes
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(release.app, name="release")
 app.add_typer(audit.app, name="audit")
 app.add_typer(recipe.app, name="recipe")
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
+app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("log", epilog=ledger.LOG_EXAMPLE)(ledger.log)
 app.command("verify", epilog=ledger.VERIFY_EXAMPLE)(ledger.verify)

@@ -30,6 +30,9 @@ def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, Reque
     return {request: from_payload(read_payload(registry, request)) for request in requests}
 
 
+MERGED_WORDS = "Consolidated once the base is withdrawn: the forgetting is in the weights, and whoever has both can subtract them."
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRows:
     """What there is to measure requests with.
@@ -97,11 +100,16 @@ def report_of(
     active: Sequence[str],
     between: Sequence[Evaluation] = (),
     shredded: Sequence[str] = (),
+    removable: bool = True,
 ) -> AuditReport:
-    """Gate ``after`` against ``before`` and put everything that was measured into one document."""
+    """Gate ``after`` against ``before`` and put everything that was measured into one document.
+
+    ``removable``: what was measured is an adapter, which suppresses, and not merged weights.
+    """
     return AuditReport(
         title=title,
-        asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. {CLAIM_WORDS}",
+        asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
+        + (CLAIM_WORDS if removable else MERGED_WORDS),
         evaluations=(before, *between, after),
         findings=(*check(before, after, recipe.gates), *map(_not_measured, shredded)),
         before=before.label,

@@ -30,7 +30,10 @@ from efface.registry import (
     adapter_folder,
     get_adapter,
     get_release,
+    list_requests,
+    record_evidence,
     shred_request,
+    supported_claim,
 )
 
 ONE, TWO = "req-000001", "req-000002"
@@ -365,6 +368,30 @@ def test_a_stack_with_a_shredded_request_changes_and_says_that_it_is_not_measure
     assert "not measured: its rows are shredded" in left.err
     refused = at.work("unlearn", ONE)
     assert (refused.code, "shredded" in refused.err) == (2, True)
+    assert at.ask("verify", "--deep").code == 0
+
+
+def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place, tmp_path: Path) -> None:
+    at = story.copied(tmp_path / "registry")
+    merged = tmp_path / "merged"
+    done = at.work("merge", "prod", "--out", merged, "--base", "dequantized", "--precision", "bf16")
+    assert (done.code, done.json["verdict"], done.json["onto"]) == (0, "pass", "original")
+    assert done.json["base"] == json.loads((merged / "efface_merge.json").read_text())["base"]
+    report = at.ask("audit", "show", done.json["audit"]).json
+    assert report["precision"] == "bf16"
+    assert "Consolidated once the base is withdrawn" in report["document"]
+    with Registry.open(at.registry) as reg:
+        requests = [request.id for request in list_requests(reg, "RELEASED")]
+        for request in requests:
+            proof = {
+                "artefact": done.json["artefact"],
+                "audit": done.json["audit"],
+                "statement": "base taken down",
+            }
+            record_evidence(reg, request, method="merge", base_withdrawn=True, actor="ana", **proof)
+            assert supported_claim(reg, request) == "consolidated"
+    again = at.work("merge", "prod", "--out", merged)
+    assert (again.code, "not rewritten" in again.err) == (2, True)
     assert at.ask("verify", "--deep").code == 0
 
 
