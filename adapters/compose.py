@@ -31,7 +31,7 @@ from .folder import (
     read_adapter,
     tensor_specs,
 )
-from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors
+from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors, unchanged
 from .peft_config import config_bytes
 from .staging import new_folder, require_free
 from .tensors import TensorSpec, safetensors_chunks, write_atomic
@@ -161,6 +161,8 @@ def _require_distinct(adapters: Sequence[AdapterFolder]) -> None:
 def require_unchanged(stack: Stack) -> None:
     """Raise `InvalidAdapter` when a part is not on disk what `plan` read."""
     for part in stack.parts:
+        if unchanged(part.adapter.path / WEIGHTS_NAME, part.adapter.mark):
+            continue  # the config was read into the plan whole
         came = read_adapter(part.adapter.path).digest
         if came != part.adapter.digest:
             raise InvalidAdapter(
