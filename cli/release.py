@@ -123,7 +123,7 @@ def show(
     """Show what is active on a channel."""
     with Registry.open(registry) as reg:
         release = active_release(reg, channel)
-        record = release_json(release, _requests(reg, release.composition.adapters))
+        record = release_json(release, requests_of(reg, release.composition.adapters))
     lines = [
         f"{record['channel']}@{record['version']}  {record['state']}",
         f"requests     {', '.join(record['requests']) or 'none: this is the bare base'}",
@@ -142,7 +142,7 @@ def history_(
 ) -> None:
     """List every version of a channel, oldest first."""
     with Registry.open(registry) as reg:
-        records = [release_json(r, _requests(reg, r.composition.adapters)) for r in history(reg, channel)]
+        records = [release_json(r, requests_of(reg, r.composition.adapters)) for r in history(reg, channel)]
     rows = [
         {**r, "requests": ", ".join(r["requests"]) or "none", "composition": r["composition"]["digest"]}
         if format is Format.text
@@ -160,7 +160,7 @@ def _requests(reg: Registry, adapters: tuple[str, ...]) -> list[str]:
 
 def _say(registry: str, done: Released, format: Format) -> None:
     with Registry.open(registry) as reg:
-        record = release_json(done.release, _requests(reg, done.release.composition.adapters))
+        record = release_json(done.release, requests_of(reg, done.release.composition.adapters))
     state = done.release.state
     emit(
         record,
