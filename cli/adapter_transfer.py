@@ -131,11 +131,10 @@ def _fetch(source: Target, folder: Path) -> tuple[str, str | None]:
 
 def _checked_base(folder: Path, model: str, quantization: str, stated: str | None) -> str:
     """The digest of the base, whose every shape the adapter fits. Raises InvalidInput."""
-    from ..registry import base_shapes, peft_folder
-
     # Torch comes with these: after everything that can fail without them.
     from ..adapters import QUANTIZATIONS
     from ..adapters.model import fingerprint, resolve
+    from ..registry import base_shapes, peft_folder
 
     if quantization not in QUANTIZATIONS:
         raise InvalidInput(f"--quantization of {', '.join(QUANTIZATIONS)}", "another word", "Choose one.")

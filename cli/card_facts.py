@@ -6,7 +6,17 @@ import json
 import math
 from typing import Any, cast
 
-from ..registry import Adapter, Audit, Composition, NotFound, Registry, compose, list_audits
+from ..registry import (
+    Adapter,
+    Audit,
+    Composition,
+    NotFound,
+    Registry,
+    Release,
+    compose,
+    get_audit,
+    list_audits,
+)
 from ..registry.card import CardFacts
 from ..registry.release_rows import composition as composition_with
 
@@ -21,10 +31,23 @@ FIGURES = (
 )
 
 
-def card_facts(reg: Registry, adapter: Adapter, *, base_name: str | None, license: str | None) -> CardFacts:
-    """Composition, newest audit and its figures for `adapter`; without an audit the card says that there is none."""
-    served = _composition(reg, adapter)
-    audit = None if served is None else _newest(reg, served)
+def card_facts(
+    reg: Registry,
+    adapter: Adapter,
+    *,
+    base_name: str | None,
+    license: str | None,
+    release: Release | None = None,
+) -> CardFacts:
+    """Composition, audit and its figures for `adapter`: the audit of `release`, or else the newest.
+
+    Without one the card says that there is none.
+    """
+    served = release.composition if release else _composition(reg, adapter)
+    if release is not None and release.audit is not None:
+        audit = get_audit(reg, release.audit)
+    else:
+        audit = None if served is None else _newest(reg, served)
     figures = {} if audit is None else _figures(json.loads(reg.blobs.read(audit.report)))
     return CardFacts(base_name=base_name, license=license, composition=served, audit=audit, figures=figures)
 

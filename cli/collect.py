@@ -33,12 +33,18 @@ def gc(
     min_age: Annotated[
         float,
         typer.Option(
-            "--min-age", metavar="HOURS", min=0, max=10**6, help="Leave what is younger, but for purged bytes."
+            "--min-age",
+            metavar="HOURS",
+            min=0,
+            max=10**6,
+            help="Leave what is younger, but for purged bytes.",
         ),
     ] = 1.0,
     file: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="FILE", help="Write the plan here; with --yes, carry out the one in it."),
+        typer.Option(
+            "--plan", metavar="FILE", help="Write the plan here; with --yes, carry out the one in it."
+        ),
     ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     actor: ActorOption = DEFAULT_ACTOR,
@@ -49,10 +55,7 @@ def gc(
     What became needed or was written again since the plan is left. Doing it twice is doing it once.
     """
     with Registry.open(registry) as reg:
-        if yes and file is not None:
-            plan = _read(file)
-        else:
-            plan = plan_collection(reg, min_age=timedelta(hours=min_age))
+        plan = _read(file) if yes and file else plan_collection(reg, min_age=timedelta(hours=min_age))
         done = collect(reg, plan, actor=actor) if yes else None
     if file is not None and not yes:
         file.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -37,7 +37,9 @@ def writable(path: Path | None) -> Path | None:
 RegistryOption = Annotated[
     str,
     typer.Option(
-        "--registry", envvar="EFFACE_REGISTRY", help="A folder, sqlite:///folder or postgresql://host/database."
+        "--registry",
+        envvar="EFFACE_REGISTRY",
+        help="A folder, sqlite:///folder or postgresql://host/database.",
     ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Data on stdout as text or JSON.")]
@@ -73,7 +75,8 @@ AdapterArgument = Annotated[
     str, typer.Argument(metavar="REF", help="An adapter's digest, or 6 or more hex digits of it.")
 ]
 AfterOption = Annotated[
-    str | None, typer.Option("--after", metavar="ID", help="Go on behind this one: the last of the page before.")
+    str | None,
+    typer.Option("--after", metavar="ID", help="Go on behind this one: the last of the page before."),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
 YesOption = Annotated[

@@ -245,5 +245,3 @@ class RecipeRecord(TypedDict):
     recipe: str
     name: str
     digest: str
-
-

@@ -116,7 +116,9 @@ def open_(
 @app.command("list", epilog="Example: efface request list --overdue --format json")
 def list_(
     state: Annotated[str | None, typer.Option("--state", help="Only requests in this state.")] = None,
-    late: Annotated[bool, typer.Option("--overdue", help="Only those that should be answered by now.")] = False,
+    late: Annotated[
+        bool, typer.Option("--overdue", help="Only those that should be answered by now.")
+    ] = False,
     after: AfterOption = None,
     limit: LimitOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
@@ -128,7 +130,9 @@ def list_(
         found = list_requests(reg, wanted, overdue=late, after=after, limit=limit)
         records = [request_json(request, reg.clock()) for request in found]
     columns = ["id", "basis", "state", "n_items", "received_at", "due", "late"]
-    emit_table([_row(r) for r in records] if format is Format.text else records, columns, format, "No requests.")
+    emit_table(
+        [_row(r) for r in records] if format is Format.text else records, columns, format, "No requests."
+    )
 
 
 @app.command("show", epilog="Example: efface request show req-000001")

@@ -69,12 +69,8 @@ def evidence(
     artefact: Annotated[
         str, typer.Option("--artefact", help="Digest of the base that came of it (`efface model show`).")
     ],
-    audit: Annotated[
-        str, typer.Option("--audit", help="A passing audit of that base without adapters.")
-    ],
-    statement: Annotated[
-        str, typer.Option("--statement", help="What was done, in words. No personal data.")
-    ],
+    audit: Annotated[str, typer.Option("--audit", help="A passing audit of that base without adapters.")],
+    statement: Annotated[str, typer.Option("--statement", help="What was done, in words. No personal data.")],
     base_withdrawn: Annotated[
         bool, typer.Option("--base-withdrawn", help="The base before is served and handed out by no one.")
     ] = False,

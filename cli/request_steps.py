@@ -88,9 +88,7 @@ def extend(
         _say(reg, extend_request(reg, request_id, months=months, reason=reason, actor=actor), format)
 
 
-def _step(
-    registry: str, request_id: str, to: str, reason: str | None, actor: str, format: Format
-) -> None:
+def _step(registry: str, request_id: str, to: str, reason: str | None, actor: str, format: Format) -> None:
     with Registry.open(registry) as reg:
         if to in ("REFUSED", "WITHDRAWN"):
             _not_served(reg, get_request(reg, request_id).id)

@@ -76,21 +76,23 @@ def rotate(
         else:
             new = successor(reg.vault.folder, to, store=False)
             plan = vault_rotate.plan_rotation(reg.vault, reg.vault.keys.provider(), new)
+    # A key that is not stored yet is another one each time: its name would mean nothing.
+    target = plan.new if yes or to not in ("file", "keyring") else f"a new key in the {to}"
     record: RotateRecord = {
         "done": yes,
         "plan": {
             "old": plan.old,
-            "new": plan.new,
+            "new": target,
             "todo": list(plan.todo),
             "done": list(plan.done),
             "subject": plan.subject,
         },
     }
     word = "rewrapped" if yes else "to rewrap"
-    # A key that is not stored yet is another one each time: its name would mean nothing.
-    target = plan.new if yes or to not in ("file", "keyring") else f"a new key in the {to}"
     emit(
-        record, format, f"from {plan.old}\nto   {target}\n{len(plan.todo)} {word}, {len(plan.done)} under it already"
+        record,
+        format,
+        f"from {plan.old}\nto   {target}\n{len(plan.todo)} {word}, {len(plan.done)} under it already",
     )
     if not yes:
         talk.print("Nothing was changed. Do it with --yes.")
