@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session
 from registry_kit import BASE, CONFIG, tensors, weights_file
 
 from efface.registry.canon import canonical, digest_bytes
@@ -234,3 +236,16 @@ def served(hub: HubStub) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def hub_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
+    """A stub of the Hub that huggingface_hub talks to by HF_ENDPOINT."""
+    stub = HubStub()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with served(stub) as url, served(stub) as storage:
+        stub.url, stub.storage = url, storage
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield stub
+        close_session()
