@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
 from ..registry import InvalidInput, Registry, collect, plan_collection
+from ..registry.canon import parse
 from ..registry.gc import GcItem, GcPlan, plan_from_json
 from .options import (
     DEFAULT_ACTOR,
@@ -71,15 +73,16 @@ def gc(
 
 
 def _read(file: Path) -> GcPlan:
+    then = "Make one: efface gc --plan FILE"
     try:
-        if file.stat().st_size > _LIMIT:
-            raise ValueError("a large file")
-        value: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput("a plan of `efface gc --plan FILE`", type(error).__name__, "Make one.") from error
-    if not isinstance(value, dict):
-        raise InvalidInput("a plan of `efface gc --plan FILE`", "other JSON", "Make one.")
-    return plan_from_json(cast("dict[str, Any]", value))
+        if not file.is_file() or file.stat().st_size > _LIMIT:
+            raise InvalidInput("a plan of `efface gc --plan FILE`", "no file of that size", then)
+        value = parse(file.read_bytes())
+    except OSError as error:
+        raise InvalidInput("a plan of `efface gc --plan FILE`", type(error).__name__, then) from error
+    if not isinstance(value, Mapping):
+        raise InvalidInput("a plan of `efface gc --plan FILE`", "other JSON", then)
+    return plan_from_json(value)
 
 
 def _items(items: tuple[GcItem, ...]) -> list[GcItemRecord]:
