@@ -1,6 +1,7 @@
 """The JSON Schema of every `--format json`, generated from the record types: `python -m efface.cli.schemas`.
 
-`docs/schemas/cli.json` is what this writes; a test holds it to the types, and the types to what verbs print.
+It writes `docs/schemas/cli.json` and the table of `docs/cli-json.md`; tests hold those to the types, and the types
+to what verbs print.
 """
 
 from __future__ import annotations
@@ -91,6 +92,20 @@ def text() -> str:
     return json.dumps(document(), indent=1, ensure_ascii=False) + "\n"
 
 
+def table() -> str:
+    """The Markdown rows of `docs/cli-json.md`: each verb and what it prints."""
+    made = document()["$defs"]
+    return "\n".join(f"| `efface {verb}` | {_said(made[verb])} |" for verb in VERBS)
+
+
+def _said(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rpartition('/')[2]}`"
+    if "anyOf" in schema:
+        return " or ".join(_said(one) for one in schema["anyOf"])
+    return f"list of {_said(schema['items'])}" if schema["type"] == "array" else "object"
+
+
 def _closed(schema: Any) -> Any:
     """Records have exactly their keys, and no titles made from names."""
     if isinstance(schema, list):
@@ -105,5 +120,13 @@ def _made_up(name: str, value: Any) -> bool:
     return name == "title" and isinstance(value, str)
 
 
+def write(docs: Path) -> None:
+    """Bring `cli-json.md` and `schemas/cli.json` below `docs` up to date."""
+    (docs / "schemas" / "cli.json").write_text(text(), encoding="utf-8")
+    page = docs / "cli-json.md"
+    head, mark, _ = page.read_text(encoding="utf-8").partition("|---|---|\n")
+    page.write_text(f"{head}{mark}{table()}\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else "docs/schemas/cli.json").write_text(text(), encoding="utf-8")
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
