@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -52,6 +53,16 @@ def packed(requests: Sequence[str] = ("req-000001", "req-000002"), **changes: An
         **changes,
     }
     return package(canonical(manifest), adapter)
+
+
+def base_folder(folder: Path) -> Path:
+    """A model folder with one 3 × 3 layer, which `registry_kit.tensors` fits."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    layers = {"layers.0.q_proj.weight": ("F32", [3, 3], bytes(36))}
+    (folder / "model.safetensors").write_bytes(weights_file(layers, __metadata__={"format": "pt"}))
+    return folder
 
 
 def sha1_of(data: bytes) -> str:

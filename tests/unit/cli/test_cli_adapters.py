@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from audit_kit import report
 from cli_kit import checked, efface
-from foreign_kit import WEIGHTS_NAME, HubStub, Repo, files, hub_at
+from foreign_kit import WEIGHTS_NAME, HubStub, Repo, base_folder, files, hub_at
 from registry_kit import BASE, answered, ask, audited, contents, lora, release, seal, stack, weights_file
 
 from efface.registry import Adapter, Registry, get_adapter
@@ -37,14 +37,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A base of one 3 × 3 layer, which `registry_kit.tensors` fits."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "tokenizer.json").write_text("{}")
-    layers = {"layers.0.q_proj.weight": ("F32", [3, 3], bytes(36))}
-    (folder / "model.safetensors").write_bytes(weights_file(layers, __metadata__={"format": "pt"}))
-    return folder
+    return base_folder(tmp_path / "model")
 
 
 def adapters(root: Path) -> list[str]:

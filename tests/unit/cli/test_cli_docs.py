@@ -1,7 +1,6 @@
 """The pages say what the command line does: schema, verbs, states, and every command of docs/registry.md run."""
 
 import ast
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,12 +9,13 @@ from typing import Any
 
 import pytest
 import typer
-from cli_kit import FORGET, RETAIN, Ran, conforms, efface, jsonl, verb_of
+from cli_kit import FORGET, RETAIN, Ran, checked, conforms, efface, jsonl, verb_of
+from foreign_kit import base_folder
 from jsonschema import Draft202012Validator, ValidationError
 from registry_kit import ask, audited, lora, release, seal, stack
 
 from efface.cli import app, schemas
-from efface.registry import Registry, create_release, list_adapters, list_audits, states
+from efface.registry import Registry, compose, create_release, list_adapters, list_audits, states
 from efface.registry.locations import locate
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -168,33 +168,33 @@ def named(word: str) -> str:
         return list_audits(reg)[-1].digest if word == "AUDIT" else list_adapters(reg)[0].digest
 
 
-def test_every_verb_without_a_model_is_held_to_its_schema() -> None:
-    """By `cli_kit.checked` in the files beside, which call it with the verb's words, or by the page."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_cli_*.py"))
-    called = {
-        " ".join(word for word in re.findall(r'"([a-z-]+)"', arguments)[:2])
-        for arguments in re.findall(
-            r"(?:checked\(|words = \()\s*(?:\w+(?:\([^)]*\))?,\s*)?((?:\"[a-z-]+\",?\s*)+)", text
-        )
-    }
+def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path: Path) -> None:
+    root, base, new = tmp_path / "registry", base_folder(tmp_path / "model"), "sha256:" + "c" * 64
+    with Registry.open(root, create=True) as reg:
+        adapters = [seal(reg, lora(tmp_path / f"lora-{seed}", seed), [ask(reg)]) for seed in range(3)]
+        release(reg, stack(adapters[:1]))
+        create_release(reg, "prod", stack(adapters[:2]), rendered=None, reason="why", actor="ana")
+        proof = audited(reg, compose(new, "nf4", [])).digest
+    one, _, last = (adapter.digest for adapter in adapters)
+    out, why = tmp_path / "out", ("--reason", "why")
+    retrained = ("--method", "retrain", "--artefact", new, "--statement", "retrained without them")
+    commands: list[tuple[object, ...]] = [
+        ("adapter", "export", one, out, "--single-request"),
+        ("adapter", "import", out, "--request", "req-000002", "--model", base),
+        ("adapter", "reject", last, *why, "--yes"),
+        ("adapter", "retire", last, *why, "--yes"),
+        ("adapter", "purge", last, *why, "--yes"),
+        ("release", "diff", "prod", 1, 2),
+        ("release", "withdraw", "prod", 2, *why),
+        ("request", "evidence", "req-000001", *retrained, "--audit", proof, "--base-withdrawn"),
+        ("audit", "show", proof),
+        ("vault", "drop-key-file"),
+        ("model", "show", base),
+        ("recipe", "list"),
+        ("recipe", "show", "npo"),
+        ("recipe", "validate", "npo"),
+    ]
+    for words in commands:
+        checked(None if words[0] in ("model", "recipe") else root, *words)
     on_page = {verb_of(words[1:]) for kind, block in blocks() if kind != "model" for words in block}
-    seen = {verb_of(words.split()) for words in called} | on_page
-    assert set(schemas.VERBS) - WITH_A_MODEL - seen <= {"recipe list", "recipe show", "recipe validate"}
-
-
-@pytest.mark.parametrize(
-    "words", [("recipe", "list"), ("recipe", "show", "npo"), ("recipe", "validate", "npo")]
-)
-def test_recipes(words: tuple[str, ...]) -> None:
-    conforms(verb_of(words), efface(*words, "--format", "json").json)
-
-
-def test_one_audit_and_all(tmp_path: Path) -> None:
-    with Registry.open(tmp_path / "registry", create=True) as reg:
-        one = seal(reg, lora(tmp_path / "lora"), [ask(reg)])
-        release(reg, stack([one]))
-        digest = list_audits(reg)[0].digest
-    for words in (("audit", "show"), ("audit", "show", digest)):
-        shown = efface(*words, "--registry", tmp_path / "registry", "--format", "json")
-        conforms("audit show", shown.json)
-    assert json.loads(shown.json["document"]) == {"forget": {"rouge": 0.1}}
+    assert on_page | {verb_of(words) for words in commands} == set(schemas.VERBS) - WITH_A_MODEL
