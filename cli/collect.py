@@ -22,6 +22,7 @@ from .options import (
     FormatOption,
     RegistryOption,
     YesOption,
+    writable,
 )
 from .output import emit, talk
 from .record_acts import GcItemRecord, GcPlanRecord, GcRecord
@@ -56,6 +57,8 @@ def gc(
 
     What became needed or was written again since the plan is left. Doing it twice is doing it once.
     """
+    if not yes:
+        writable(file)
     with Registry.open(registry) as reg:
         plan = _read(file) if yes and file else plan_collection(reg, min_age=timedelta(hours=min_age))
         done = collect(reg, plan, actor=actor) if yes else None

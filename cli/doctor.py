@@ -75,5 +75,6 @@ def _vault(reg: Registry) -> CheckRecord:
 
 
 def _disk(folder: Path) -> CheckRecord:
-    free = shutil.disk_usage(folder).free
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
     return {"name": "free disk", "ok": free >= LEAST_FREE, "found": f"{free / 2**30:.1f} GiB"}

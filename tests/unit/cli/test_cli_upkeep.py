@@ -53,6 +53,15 @@ def test_a_plan_that_was_changed_deletes_nothing(home: Path, tmp_path: Path) -> 
     assert contents(home) == before
 
 
+def test_a_plan_is_written_where_it_can_be(home: Path, tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "absent" / "gc.json"):
+        assert efface("gc", "--plan", file, "--registry", home).code == 2
+    litter(home)
+    text = efface("gc", "--min-age", 0, "--registry", home)
+    assert text.out.splitlines()[-1] == "1 to delete, 11 bytes"
+    assert "Nothing was deleted" in text.err
+
+
 def test_verify_lists_extras_and_is_content_with_them(home: Path) -> None:
     extra = litter(home)
     assert checked(home, "verify")["extras"] == []
