@@ -11,6 +11,7 @@ from foreign_kit import WEIGHTS_NAME, HubStub, Repo, base_folder, files, hub_at
 from registry_kit import BASE, answered, ask, audited, contents, lora, release, seal, stack, weights_file
 
 from efface.registry import Adapter, Registry, get_adapter
+from efface.registry.oci import read_layout
 from efface.registry.peft_folder import read
 
 ONE, TWO = "req-000001", "req-000002"
@@ -103,6 +104,14 @@ def test_the_card_of_a_stack_has_the_newest_audits_figures(home: Path, tmp_path:
     assert "| forget.rouge_l | `" in card and "| retain.probability | `" in card
     assert 'license: "apache-2.0"' in card and 'base_model: "org/base"' in card
     assert "suppresses" in card and ONE not in card
+
+
+def test_a_compressed_adapter_leaves_with_its_error_bound(home: Path, tmp_path: Path) -> None:
+    with Registry.open(home) as reg:
+        bounded = seal(reg, lora(tmp_path / "small", 6), [ONE, TWO], kind="consolidated", error_bound="0.001")
+    assert checked(home, "adapter", "show", bounded.digest)["error_bound"] == "0.001"
+    checked(home, "adapter", "export", bounded.digest, f"oci:{tmp_path / 'image'}")
+    assert read_layout(tmp_path / "image").digest == bounded.digest
 
 
 def test_to_the_hub_and_back(home: Path, tmp_path: Path, hub: HubStub, model: Path) -> None:
