@@ -23,6 +23,7 @@ from .options import (
     SetOption,
 )
 from .output import emit, progress, talk
+from .record_acts import MergeRecord
 from .reports import findings_text, write_reports
 
 EXAMPLE = "Example: efface merge prod --model ./base --out ./merged --base dequantized --precision nf4"
@@ -72,7 +73,7 @@ def merge(
     write_reports(done.report, html, json, reveal)
     talk.print(findings_text(done.report), soft_wrap=True)
     verdict = done.report.verdict
-    record = {
+    record: MergeRecord = {
         "path": str(done.merged.path),
         "base": done.merged.base.digest,
         "artefact": done.merged.fingerprint.digest,
