@@ -30,7 +30,10 @@ def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, Reque
     return {request: from_payload(read_payload(registry, request)) for request in requests}
 
 
-MERGED_WORDS = "Consolidated once the base is withdrawn: the forgetting is in the weights, and whoever has both can subtract them."
+MERGED_WORDS = (
+    "Consolidated once the base is withdrawn: the forgetting is in the weights, "
+    "and whoever has both can subtract them."
+)
 
 
 @dataclass(frozen=True, slots=True)

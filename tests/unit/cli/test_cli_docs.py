@@ -23,6 +23,7 @@ PAGE = (DOCS / "registry.md").read_text(encoding="utf-8")
 JSON_PAGE = (DOCS / "cli-json.md").read_text(encoding="utf-8")
 WITH_A_MODEL = {
     "unlearn",
+    "merge",
     "demo",
     "release create",
     "release rollback",
