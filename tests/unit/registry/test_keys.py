@@ -46,7 +46,7 @@ def test_another_record_of_the_same_key_is_refused(reg: Registry, change: dict[s
         {"roles": ["root"]},
         {"name": ""},
         {"name": "a\nb"},
-        {"valid_from": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"valid_from": datetime(2026, 1, 1)},
         {"valid_until": EARLIER},
         {"actor": ""},
     ],
