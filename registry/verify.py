@@ -49,7 +49,7 @@ def verify(reg: Registry, *, deep: bool = False, witness: Sequence[Checkpoint] =
     if not expected.problems:
         problems += _differences(stored.tables, expected.tables)
     whole = not expected.problems
-    known = verify_signatures.Known.of(expected.tables, stored.events) if whole else None
+    known = verify_signatures.known_keys(expected.tables, stored.events) if whole else None
     found, checkpoints = verify_signatures.check_checkpoints(
         stored.checkpoints, stored.events, known, witness
     )

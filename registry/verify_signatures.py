@@ -7,35 +7,27 @@ signed; a checkpoint that an outsider kept (`witness`) holds even against someon
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-from . import approvals, attest, checkpoints, dsse, keys, log_checkpoints, merkle, statements, trust
+from . import approvals, attest, checkpoints, dsse, keys, log_checkpoints, merkle, statements
 from .blob_store import BlobStore
 from .canon import parse
 from .checkpoints import Checkpoint
 from .errors import GateFailed, RegistryError
 from .log_checkpoints import SignedCheckpoint
 from .merkle import Frontier
+from .signatures import REVOKED, Known, accepted
 from .snapshot import DAMAGE, said
 from .tables import Row, Tables
 from .trust import TrustedKey
 from .types import Event, Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """The keys of the replayed ledger, and the number of the event that added each."""
-
-    keys: list[TrustedKey]
-    added: Mapping[str, int]
-
-    @staticmethod
-    def of(tables: Tables, events: Iterable[Event]) -> Known:
-        """Those of these events and of the tables that they give. A damaged record is left out."""
-        found = (_key(row) for row in tables.find("signing_key"))
-        added = {event.subject_id: event.seq for event in events if event.kind == "key.added"}
-        return Known([key for key in found if key is not None], added)
+def known_keys(tables: Tables, events: Iterable[Event]) -> Known:
+    """The keys of these events and of the tables that they give. A damaged record is left out."""
+    found = (_key(row) for row in tables.find("signing_key"))
+    added = {event.subject_id: event.seq for event in events if event.kind == "key.added"}
+    return Known([key for key in found if key is not None], added)
 
 
 def check_checkpoints(
@@ -72,37 +64,11 @@ def check_attestations(tables: Tables, known: Known, blobs: BlobStore) -> Iterat
         found = _attestation(tables, known, blobs, row)
         if found is None:
             good.add(_about(row))
-        elif found.found == _REVOKED:
+        elif found.found == REVOKED:
             refused.append((row, found))
         else:
             yield found
     yield from (problem for row, problem in refused if _about(row) not in good)
-
-
-_REVOKED = "a revoked key"
-"""A signature that a compromised key took with it is no damage once another one stands for the same."""
-
-
-def accepted(
-    envelope: dsse.Envelope, known: Known, role: str, at: str, seq: int, payload_type: str
-) -> tuple[str, ...]:
-    """The keys that signed and may, at this time and event. Raises GateFailed, which says why the others may not."""
-    every = {key.key_id: key.public for key in known.keys}
-    signed = dsse.verify(envelope, every, payload_type=payload_type).key_ids if every else ()
-    refusals: list[GateFailed] = []
-    allowed: list[str] = []
-    for key_id in signed:
-        try:
-            trust.allowed(known.keys, key_id, role, at)
-        except GateFailed as error:
-            refusals.append(error)
-        else:
-            if known.added.get(key_id, seq + 1) <= seq:
-                allowed.append(key_id)
-    if not allowed:
-        came = refusals[0].came if refusals else "none"
-        raise GateFailed(f"the signature of a key that may sign as {role} at {at}", came, "Sign it again.")
-    return tuple(allowed)
 
 
 def _refused(read: Sequence[SignedCheckpoint], known: Known) -> list[Problem]:
@@ -116,7 +82,7 @@ def _refused(read: Sequence[SignedCheckpoint], known: Known) -> list[Problem]:
             best = max(best, size)
         else:
             problems.append((size, found))
-    return [found for size, found in problems if found.found != _REVOKED or size > best]
+    return [found for size, found in problems if found.found != REVOKED or size > best]
 
 
 def _signature_problem(signed: SignedCheckpoint, known: Known) -> Problem | None:
