@@ -33,7 +33,7 @@ def facts(events: Sequence[Event], stated: Mapping[str, Mapping[str, Any]]) -> F
     for event in events:
         if event.subject_kind != "key":
             _handler(event)(rows, event, cast(Mapping[str, Any], event.body))
-    found: Facts = {f"{name}s" if name != "evidence" else name: _sorted(rows[name]) for name in rows}
+    found: Facts = {f"{name}s" if name != "evidence" else name: _listed(name, rows[name]) for name in rows}
     for request in found["requests"]:
         request["supported"] = _supported(request["id"], found)
     return found
@@ -145,13 +145,12 @@ def _new(rows: Rows, key: str, row: dict[str, Any]) -> None:
     rows[key] = row
 
 
-def _sorted(rows: Rows) -> list[dict[str, Any]]:
-    """Releases by version, not by text: prod@10 is after prod@2."""
-    return sorted(rows.values(), key=lambda row: (row.get("channel", ""), row.get("version", 0), _key(row)))
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    return str(row.get("id") or row.get("digest"))
+def _listed(name: str, rows: Rows) -> list[dict[str, Any]]:
+    """Requests by id, releases by version (not as text: prod@10 comes after prod@2), the rest as it happened."""
+    found = list(rows.values())
+    if name == "request":
+        return sorted(found, key=lambda row: row["id"])
+    return sorted(found, key=lambda row: (row["channel"], row["version"])) if name == "release" else found
 
 
 def _supported(request_id: str, found: Facts) -> str | None:
