@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, demo, ledger, model, recipe, release, request, unlearn
+from . import audit, bundle, checkpoint, demo, key, ledger, model, recipe, release, request, unlearn
 from .failure import exit_codes
 
 app = typer.Typer(
@@ -25,6 +25,9 @@ app.add_typer(model.app, name="model")
 app.add_typer(request.app, name="request")
 app.add_typer(release.app, name="release")
 app.add_typer(audit.app, name="audit")
+app.add_typer(key.app, name="key")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
