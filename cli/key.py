@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..registry import Registry, keys, signing
+from ..registry import Registry, checks, keys, signing
 from ..registry.trust import REASONS, ROLES, TrustedKey
 from .files import moment, public_key
 from .options import DEFAULT_ACTOR, DEFAULT_REGISTRY, ActorOption, Format, FormatOption, RegistryOption
@@ -50,6 +50,8 @@ def add(
     """Trust a public key for some roles. A registry that is not there yet is made."""
     public = public_key(pem)
     start, end = moment(valid_from), moment(valid_until)
+    for role in roles:
+        checks.choice(role, "role", ROLES)
     with Registry.open(registry, create=True) as reg:
         key = keys.add_key(
             reg, public, name=name, roles=roles, valid_from=start, valid_until=end, actor=actor

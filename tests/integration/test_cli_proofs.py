@@ -64,7 +64,10 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     efface("key", "generate", "--out", tmp_path / "k")
     again = efface("key", "generate", "--out", tmp_path / "k")
     assert (again.code, again.out) == (2, "")
-    for file, role in ((tmp_path / "k", "log"), (tmp_path / "absent", "log"), (tmp_path, "log")):
+    (tmp_path / "pub").write_text(signing.public_pem(signing.generate()))
+    for file, role in (
+        (tmp_path / "k", "log"), (tmp_path / "absent", "log"), (tmp_path, "log"), (tmp_path / "pub", "root"),
+    ):  # fmt: skip
         ran = run("key", "add", file, "--name", "x", "--role", role)
         assert (ran.code, ran.out) == (2, "")
         assert "PRIVATE" not in ran.err
