@@ -6,6 +6,7 @@ words: changing them is a new version of the format (`bundle_members.VERSION`), 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -14,11 +15,12 @@ from .checkpoints import Checkpoint
 from .trust import TrustedKey
 
 Facts = Mapping[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
     "h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}table{border-collapse:collapse;width:100%}"
     "th,td{text-align:left;vertical-align:top;padding:.3rem .6rem .3rem 0;border-bottom:1px solid #ddd}"
-    "td{overflow-wrap:anywhere}code{font-size:.85em}.no{color:#a00;font-weight:600}"
+    "td{overflow-wrap:break-word}code{font-size:.85em;word-break:break-all}.no{color:#a00;font-weight:600}"
 )
 UNDO: Mapping[str | None, str] = {
     None: "Nothing is claimed.",
@@ -96,8 +98,8 @@ def deadline(request: Mapping[str, Any]) -> str:
     if due is None:
         return "no deadline"
     if answered is None:
-        return f"due {due}, not answered in these events"
-    return f"met: due {due}" if answered <= due else f"missed: due {due}"
+        return f"due {_moment(due)}, not answered in these events"
+    return f"{'met' if answered <= due else 'missed'}: due {_moment(due)}"
 
 
 _ASKED = ("Request", "Basis", "Rows", "Received", "Answered", "Deadline", "State", "Rows destroyed")
@@ -106,7 +108,7 @@ _RELEASES = ("Release", "State", "Composition", "Served as", "Audit", "Approved 
 _ADAPTERS = ("Adapter", "Kind", "State", "Answers", "Base", "Trained on")
 _AUDITS = ("Audit", "Verdict", "Suite", "Precision", "Composition", "Recorded", "Report")
 _EVIDENCE = ("Request", "Method", "Level", "Model", "Audit", "In words", "Recorded")
-_ATTESTED = ("About", "Type", "Keys", "Recorded")
+_ATTESTED = ("About", "Which", "Type", "Keys", "Recorded")
 
 
 def _asked(row: Facts) -> tuple[Any, ...]:
@@ -140,7 +142,8 @@ def _evidence(row: Facts) -> tuple[Any, ...]:
 
 
 def _attested(row: Facts) -> tuple[Any, ...]:
-    return f"{row['about']['kind']} {row['about']['id']}", row["predicate"], ", ".join(row["keys"]), row["at"]
+    about, keys = row["about"], ", ".join(row["keys"])
+    return about["kind"], about["id"], row["predicate"], keys, row["at"]
 
 
 def _ledger(proof: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -160,7 +163,10 @@ def _ledger(proof: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return [*rows, ("Signed checkpoint", "none")]
     return [
         *rows,
-        ("Signed checkpoint", f"{signed['tree_size']} events of {signed['origin']} on {signed['at']}"),
+        (
+            "Signed checkpoint",
+            f"{signed['tree_size']} events of {signed['origin']} on {_moment(signed['at'])}",
+        ),
         ("Signed by", ", ".join(proof["signers"])),
     ]
 
@@ -169,6 +175,11 @@ def _shows(proof: Mapping[str, Any]) -> tuple[str, ...]:
     signed = proof["checkpoint"]
     whole = signed is not None and signed["tree_size"] == proof["tree_size"]
     return (*_PROVES, _PROVES_SIGNED if whole else _NOT_SIGNED)
+
+
+def _moment(text: str) -> str:
+    """A time of the registry to the second; other text as it is."""
+    return f"{text[:10]} {text[11:19]} UTC" if _TIME.fullmatch(text) else text
 
 
 def _heading(level: int, text: str) -> str:
@@ -191,8 +202,8 @@ def _cell(value: Any) -> str:
     """Digests in code; what is bad news stands out."""
     if value is None:
         return "–"
-    text = escape(str(value))
-    if text.startswith("sha256:"):
+    text = escape(_moment(str(value)))
+    if text.startswith(("sha256:", "https:")):
         return f"<code>{text}</code>"
     return f'<span class="no">{text}</span>' if text == "fail" or text.startswith("missed") else text
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import bundle_checks, bundle_read, signing
-from .bundle_ledger import EMPTY, Withheld, read_checkpoints, read_ledger
+from .bundle_ledger import EMPTY, Ledger, Withheld, read_checkpoints, read_ledger
 from .bundle_read import Bundle
 from .canon import digest_bytes
 from .errors import GateFailed, RegistryError
@@ -76,7 +76,7 @@ class BundleVerification:
 
 
 def verify_bundle(path: Path, *, trusted_keys: Iterable[str] | None = None) -> BundleVerification:
-    """Check the bundle in a file. `trusted_keys` are public keys (PEM) that one of must have signed its checkpoint.
+    """Check the bundle in a file. One of `trusted_keys` (PEM) must have signed a checkpoint of all its events.
 
     Without them a signature shows only that whoever made the bundle had some key, and a warning says so. Raises
     NotFound or InvalidInput for what is no bundle or no key; everything else that is wrong is a problem.
@@ -110,8 +110,8 @@ def _verified(bundle: Bundle, digest: str, trusted: frozenset[str] | None) -> Bu
     attempt("records", lambda: bundle_checks.records(bundle, ledger), None)
     signed = attempt("attestations", lambda: bundle_checks.attestations(bundle, ledger, known), {})
     attempt("summary.html", lambda: bundle_checks.summary(bundle, known, newest), None)
-    if trusted is not None and not (newest and trusted & set(newest.keys)):
-        problems.append(BundleProblem("checkpoints.json", "the signature of a key that you trust", "none"))
+    if trusted is not None:
+        problems += _uncovered(ledger, stored, trusted)
     size = newest.checkpoint.tree_size if newest else None
     return BundleVerification(
         kind=bundle.kind,
@@ -126,6 +126,17 @@ def _verified(bundle: Bundle, digest: str, trusted: frozenset[str] | None) -> Bu
         warnings=tuple(_warnings(ledger.tree_size, ledger.withheld, size, trusted)),
         facts=bundle.facts,
     )
+
+
+def _uncovered(
+    ledger: Ledger, stored: Iterable[SignedCheckpoint], trusted: frozenset[str]
+) -> Iterator[BundleProblem]:
+    """Events beyond what a trusted key signed may be anybody's: whoever named keys wants them signed."""
+    last = max((one.seq for one in (*ledger.events, *ledger.withheld)), default=0)
+    sizes = (one.checkpoint.tree_size for one in stored if trusted & set(one.keys))
+    if (signed := max(sizes, default=0)) < max(last, 1):
+        expected = f"the signature of a key that you trust over {last} events"
+        yield BundleProblem("checkpoints.json", expected, f"over {signed}" if signed else "none")
 
 
 def _signers(
