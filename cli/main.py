@@ -13,9 +13,12 @@ import typer
 from . import (
     adapter,
     audit,
+    bundle,
+    checkpoint,
     collect,
     demo,
     doctor,
+    key,
     ledger,
     merge,
     model,
@@ -40,6 +43,9 @@ app.add_typer(request.app, name="request")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(release.app, name="release")
 app.add_typer(audit.app, name="audit")
+app.add_typer(key.app, name="key")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(vault.app, name="vault")
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
