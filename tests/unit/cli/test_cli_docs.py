@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from registry_kit import ask, audited, lora, release, seal, stack
 
 from efface.cli import app, schemas
-from efface.registry import Registry, compose, create_release, list_adapters, list_audits, states
+from efface.registry import Registry, compose, create_release, list_adapters, list_audits, signing, states
 from efface.registry.locations import locate
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -178,6 +178,9 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         proof = audited(reg, compose(new, "nf4", [])).digest
     one, _, last = (adapter.digest for adapter in adapters)
     out, why = tmp_path / "out", ("--reason", "why")
+    private, public = signing.generate(), tmp_path / "key.pub"
+    signing.write_private(private, tmp_path / "key")
+    public.write_text(signing.public_pem(private))
     retrained = ("--method", "retrain", "--artefact", new, "--statement", "retrained without them")
     commands: list[tuple[object, ...]] = [
         ("adapter", "export", one, out, "--single-request"),
@@ -190,6 +193,13 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         ("request", "evidence", "req-000001", *retrained, "--audit", proof, "--base-withdrawn"),
         ("audit", "show", proof),
         ("vault", "drop-key-file"),
+        ("key", "add", public, "--name", "x", "--role", "operator", "--role", "approver"),
+        ("attest", "adapter", one, "--builder", "https://example.com/gpu-1", "--key", tmp_path / "key"),
+        ("attest", "release", "prod", 1, "--key", tmp_path / "key"),
+        ("checkpoint", "list"),
+        ("checkpoint", "prove", "--from", 1),
+        ("key", "list"),
+        ("key", "revoke", signing.key_id(public.read_text()), "--reason", "retired"),
         ("model", "show", base),
         ("recipe", "list"),
         ("recipe", "show", "npo"),
