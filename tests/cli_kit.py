@@ -68,11 +68,14 @@ class Ran:
         return json.loads(self.out)
 
 
-def efface(*arguments: object) -> Ran:
-    """Run the entry point of the `efface` script in this process, with its own exit code and streams."""
+def efface(*arguments: object, variables: Mapping[str, str] | None = None) -> Ran:
+    """Run the entry point of the `efface` script in this process, with its own exit code and streams.
+
+    Of the environment it sees no EFFACE_ variable but those given.
+    """
     out, err = io.StringIO(), io.StringIO()
     code = 0
-    with _as_a_process(arguments), redirect_stdout(out), redirect_stderr(err):
+    with _as_a_process(arguments, variables or {}), redirect_stdout(out), redirect_stderr(err):
         try:
             run()
         except SystemExit as stop:
@@ -107,12 +110,12 @@ def _validator(verb: str) -> Draft202012Validator:
 
 
 @contextmanager
-def _as_a_process(arguments: Sequence[object]) -> Iterator[None]:
+def _as_a_process(arguments: Sequence[object], variables: Mapping[str, str]) -> Iterator[None]:
     """Its own argv, environment and warning filters, all put back."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("EFFACE_")}
     with (
         patch.object(sys, "argv", ["efface", *map(str, arguments)]),
-        patch.dict(os.environ, environment, clear=True),
+        patch.dict(os.environ, {**environment, **variables}, clear=True),
         warnings.catch_warnings(),
     ):
         yield

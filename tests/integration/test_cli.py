@@ -442,22 +442,22 @@ def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place,
     assert at.ask("verify", "--deep").code == 0
 
 
-def test_what_is_made_is_signed_where_a_key_is_at_hand(
-    never: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_made_is_signed_where_a_key_is_at_hand(never: Place, tmp_path: Path) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
     key, pem = tmp_path / "key", tmp_path / "key.pub"
     assert efface("key", "generate", "--out", key, "--public", pem).code == 0
-    monkeypatch.setenv("EFFACE_SIGNING_KEY_FILE", str(key))
+    signed = {"EFFACE_SIGNING_KEY_FILE": str(key)}
+    model = ("--model", at.model, "--recipe", at.root / "loose.yaml", "--registry", at.registry)
+    work = lambda *words: efface(*words, *model, "--format", "json", variables=signed)  # noqa: E731
     before = contents(at.registry)
-    refused = at.work("unlearn", TWO)
+    refused = work("unlearn", TWO)
     assert (refused.code, "trusts for none of" in refused.err) == (2, True)
     assert contents(at.registry) == before
     roles = ("--role", "operator", "--role", "auditor", "--role", "approver")
     assert at.ask("key", "add", pem, "--name", "desk", *roles).code == 0
-    made = at.work("unlearn", TWO).json
-    released = at.work("release", "create", "prod", "--add", TWO).json
+    made = work("unlearn", TWO).json
+    released = work("release", "create", "prod", "--add", TWO).json
     for about in (
         ("adapter", made["adapter"]),
         ("audit", made["audit"]),
