@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .errors import InvalidInput
 
@@ -44,8 +44,10 @@ def locate(url: str | Path) -> Location:
     if scheme in _SERVERS:
         parts = urlsplit(text)
         options = _options(parts.query, known_only=False)
-        kept = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in _OURS])
-        server = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        kept = urlencode([pair for pair in pairs if pair[0] not in _OURS])
+        # Not urlunsplit: it writes postgresql:/db where there is no host (a local socket).
+        server = f"postgresql://{parts.netloc}{parts.path}" + (f"?{kept}" if kept else "")
         root = options.get("root") or os.environ.get("EFFACE_ROOT") or ".efface"
         return _beside(Path(root), server, options)
     expected = "a folder, sqlite:///folder or postgresql://user@host/database"
