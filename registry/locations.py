@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from .errors import InvalidInput
 
@@ -42,7 +42,7 @@ def locate(url: str | Path) -> Location:
         if path.startswith("/") and len(path) > 1:
             return _beside(Path(path[1:]), None, options)
     if scheme in _SERVERS:
-        parts = urlsplit(text)
+        parts = _split(text)
         options = _options(parts.query, known_only=False)
         pairs = parse_qsl(parts.query, keep_blank_values=True)
         kept = urlencode([pair for pair in pairs if pair[0] not in _OURS])
@@ -52,6 +52,14 @@ def locate(url: str | Path) -> Location:
         return _beside(Path(root), server, options)
     expected = "a folder, sqlite:///folder or postgresql://user@host/database"
     raise InvalidInput(expected, f"{scheme}://…", "Use one of these as --registry.")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # its text quotes the URL
+        expected = "postgresql://user@host/database"
+        raise InvalidInput(expected, "another URL", "Check the brackets of its host.") from None
 
 
 def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location:

@@ -73,7 +73,11 @@ def test_what_is_nowhere(url: str) -> None:
     assert caught.value.then
 
 
-@given(st.text(max_size=40))
+prefixes = st.sampled_from(["", "sqlite:///", "postgresql://", "postgres://u:p@", "postgresql://[", "x://"])
+suffixes = st.text(max_size=20) | st.text("[]:@/?&=%#.a0 ", max_size=20)
+
+
+@given(st.builds(str.__add__, prefixes, suffixes))
 def test_any_text_is_a_place_or_refused(text: str) -> None:
     try:
         found = locate(text)
