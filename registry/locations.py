@@ -51,7 +51,7 @@ def locate(url: str | Path) -> Location:
         root = options.get("root") or os.environ.get("EFFACE_ROOT") or ".efface"
         return _beside(Path(root), server, options)
     expected = "a folder, sqlite:///folder or postgresql://user@host/database"
-    raise InvalidInput(expected, f"{scheme}://…", "Use one of these as --registry.")
+    raise InvalidInput(expected, "another URL", "Use one of these as --registry.")
 
 
 def _split(url: str) -> SplitResult:
@@ -69,7 +69,6 @@ def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location
 
 def _options(query: str, *, known_only: bool) -> dict[str, str]:
     pairs = parse_qsl(query)
-    unknown = sorted({name for name, _ in pairs} - {"blobs"})
-    if known_only and unknown:
-        raise InvalidInput("the parameter blobs=…", ", ".join(unknown)[:100], "Leave the others out.")
+    if known_only and {name for name, _ in pairs} - {"blobs"}:
+        raise InvalidInput("the parameter blobs=…", "others", "Leave them out.")
     return {name: value for name, value in pairs if name in _OURS}

@@ -38,6 +38,8 @@ def create_release(
     """
     checks.channel(channel)
     checks.reason(reason)
+    if rendered is not None:
+        checks.digest(rendered, "rendered")
     composition = compositions.compose(
         composition.base, composition.quantization, composition.parts, composition.render
     )
