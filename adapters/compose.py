@@ -31,7 +31,7 @@ from .folder import (
     read_adapter,
     tensor_specs,
 )
-from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors
+from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors, unchanged
 from .peft_config import config_bytes
 from .staging import new_folder, require_free
 from .tensors import TensorSpec, safetensors_chunks, write_atomic
@@ -127,9 +127,9 @@ def write(stack: Stack, folder: Path) -> dict[str, str]:
     text = config_bytes(canonical_config(config, stack.modules))
     with ExitStack() as files:
         readers = [files.enter_context(open_tensors(part.adapter.path)) for part in stack.parts]
-        read = readers[0] if stack.is_identity else _stacked_reader(stack.parts, readers)
+        read = readers[0] if stack.is_identity else stacked_reader(stack, readers)
         weights = write_atomic(folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(stack.modules), read))
-    _require_unchanged(stack)
+    require_unchanged(stack)
     return {CONFIG_NAME: write_atomic(folder / CONFIG_NAME, [text]), WEIGHTS_NAME: weights}
 
 
@@ -158,8 +158,11 @@ def _require_distinct(adapters: Sequence[AdapterFolder]) -> None:
             )
 
 
-def _require_unchanged(stack: Stack) -> None:
+def require_unchanged(stack: Stack) -> None:
+    """Raise `InvalidAdapter` when a part is not on disk what `plan` read."""
     for part in stack.parts:
+        if unchanged(part.adapter.path / WEIGHTS_NAME, part.adapter.mark):
+            continue  # the config was read into the plan whole
         came = read_adapter(part.adapter.path).digest
         if came != part.adapter.digest:
             raise InvalidAdapter(
@@ -218,14 +221,13 @@ def _stacked_modules(parts: Sequence[Weighted]) -> dict[str, LoraModule]:
     return modules
 
 
-def _stacked_reader(
-    parts: Sequence[Weighted], readers: Sequence[Callable[[str], Tensor]]
-) -> Callable[[str], Tensor]:
-    """The tensors of the stack, each made when asked for.
+def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> Callable[[str], Tensor]:
+    """The tensors of the stack, each made when asked for from the parts' own (`open_tensors`, in their order).
 
     The factor wᵢ·sᵢ goes into A, in float64 and rounded once to float32, and the result stays float32: a
     bfloat16 product would lose 16 of 24 bits, and PEFT holds LoRA weights in float32 anyway.
     """
+    parts = stack.parts
     tables = {
         **{a_key(name): (name, True) for part in parts for name in part.adapter.modules},
         **{b_key(name): (name, False) for part in parts for name in part.adapter.modules},

@@ -17,10 +17,19 @@ from types import MappingProxyType
 from torch import Tensor
 
 from .errors import InvalidAdapter
-from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors, read_config_text, read_specs, weights_file
+from .lora_files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    FileMark,
+    file_mark,
+    open_tensors,
+    read_config_text,
+    read_specs,
+    weights_file,
+)
 from .patterns import exceptions, resolve
 from .peft_config import AdapterConfig, config_bytes, parse_config
-from .tensors import DTYPES, TensorSpec, digest_bytes, digest_chunks, safetensors_chunks
+from .tensors import DTYPES, TensorSpec, canonical_digest, digest_bytes, digest_chunks, safetensors_chunks
 
 _LONGEST_NAME = 256
 _KEY = re.compile(r"base_model\.model\.([\w-]+(?:\.[\w-]+)*)\.lora_([AB])\.weight", re.ASCII)
@@ -61,6 +70,8 @@ class AdapterFolder:
     modules: Mapping[str, LoraModule]
     files: Mapping[str, str]
     digest: str
+    mark: FileMark
+    """Of the weights file before it was read: see `efface.adapters.lora_files.unchanged`."""
 
     @property
     def rank(self) -> int:
@@ -75,13 +86,21 @@ def read_adapter(path: Path) -> AdapterFolder:
     """
     config = parse_config(read_config_text(path), str(path / CONFIG_NAME))
     weights = weights_file(path)
+    seen = file_mark(weights)
     modules = _modules(config, read_specs(path), weights)
+    files = {
+        CONFIG_NAME: digest_bytes(config_bytes(canonical_config(config, modules))),
+        WEIGHTS_NAME: _weights_digest(path, weights, tensor_specs(modules)),
+    }
+    return AdapterFolder(path, config, modules, MappingProxyType(files), digest_files(files), seen)
+
+
+def _weights_digest(path: Path, weights: Path, specs: Mapping[str, TensorSpec]) -> str:
+    """The digest of the weights in canonical form, values checked; in one pass where the file has that form already."""
+    if (digest := canonical_digest(weights, specs)) is not None:
+        return digest
     with open_tensors(path) as read:
-        files = {
-            CONFIG_NAME: digest_bytes(config_bytes(canonical_config(config, modules))),
-            WEIGHTS_NAME: digest_chunks(_named(safetensors_chunks(tensor_specs(modules), read), weights)),
-        }
-    return AdapterFolder(path, config, modules, MappingProxyType(files), digest_files(files))
+        return digest_chunks(_named(safetensors_chunks(specs, read), weights))
 
 
 def delta(folder: AdapterFolder, module: str, weight: float = 1.0) -> Tensor:

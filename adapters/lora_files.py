@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,46 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 _PICKLE_NAME = "adapter_model.bin"
 _LARGEST_CONFIG = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileMark:
+    """What a file system says of a file: its identity, size and times, and the clock when it was asked."""
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+    asked: int
+
+
+_TICK = 100_000_000
+"""Nanoseconds: a file system's clock is coarser than a write, so a file this young could change without a mark."""
+
+
+def file_mark(file: Path) -> FileMark:
+    """The mark of ``file``. Raises `InvalidAdapter` when it cannot be asked."""
+    asked = time.time_ns()
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    return FileMark(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, asked)
+
+
+def unchanged(file: Path, mark: FileMark) -> bool:
+    """True when ``file`` is certainly what it was at ``mark``: nobody can set back the time of a change (ctime).
+
+    False when it changed, or was so young then that a change could have gone unmarked: then read it again.
+    """
+    now = file_mark(file)
+    same = (now.inode, now.size, now.modified, now.changed) == (
+        mark.inode,
+        mark.size,
+        mark.modified,
+        mark.changed,
+    )
+    return same and mark.asked - mark.changed > _TICK
 
 
 def read_config_text(folder: Path) -> bytes:

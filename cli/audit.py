@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..registry import InvalidInput, Registry, Release, active_release, get_audit, list_audits
+from .audit_release import Measured, measure_release
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -28,7 +29,6 @@ from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
     from ..audits import AuditReport
-    from ..recipes.bench import Bench
     from ..recipes.recipe import Recipe
 
 app = typer.Typer(help="Audits of releases and adapters.", no_args_is_help=True)
@@ -40,6 +40,15 @@ def run(
     model: ModelOption,
     release: Annotated[
         str | None, typer.Option("--release", help="Channel whose active release to audit.")
+    ] = None,
+    less: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="REQUEST",
+            help="With --release: what removing this would leave. A removal needs it where others were trained on "
+            "what goes. Repeatable.",
+        ),
     ] = None,
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
@@ -69,6 +78,8 @@ def run(
 
     if (release is None) == (adapter is None):
         raise typer.BadParameter("expected either --release CHANNEL or --adapter DIR")
+    if less and release is None:
+        raise typer.BadParameter("--without needs --release CHANNEL")
     if suite not in SUITES:
         raise typer.BadParameter(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
     if adapter is not None and forget is None:
@@ -77,9 +88,11 @@ def run(
     with progress() as bars:
         if release is not None:
             with Registry.open(registry) as reg:
-                _require_requests(active_release(reg, release))
+                measured = _measured(reg, release, less or [])
                 bars.phase("Loading the base")
-                report, record = _of_release(reg, release, open_bench(model, chosen), chosen, actor, bars)
+                report, record = measure_release(
+                    reg, measured, open_bench(model, chosen), chosen, actor, bars
+                )
         else:
             report = _of_adapter(model, chosen, adapter, forget, retain or [], neighbours or [], bars)
             record = None
@@ -126,30 +139,18 @@ def _require_requests(release: Release) -> None:
         )
 
 
-def _of_release(
-    reg: Registry, channel: str, bench: Bench, recipe: Recipe, actor: str, bars: Any
-) -> tuple[AuditReport, str]:
-    from tempfile import TemporaryDirectory
-
-    from ..recipes.audit import audit_composition, record, request_data
-    from ..recipes.release import render_composition, requests_in, require_base
+def _measured(reg: Registry, channel: str, less: list[str]) -> Measured:
+    """What is to be audited, checked before the base is loaded."""
+    from ..recipes.release import composition_without, requests_in
 
     release = active_release(reg, channel)
-    require_base(bench, release.composition)
-    active = requests_in(reg, release.composition)
-    with TemporaryDirectory(prefix="efface-audit-") as scratch:
-        folder = render_composition(reg, release.composition, Path(scratch) / "rendered")
-        report = audit_composition(
-            bench,
-            release.composition,
-            folder,
-            request_data(reg, active),
-            active=active,
-            recipe=recipe,
-            label=f"{channel}@{release.version}",
-            progress=bars,
-        )
-    return report, record(reg, release.composition, report, recipe, actor).digest
+    _require_requests(release)
+    label = f"{channel}@{release.version}"
+    watched = requests_in(reg, release.composition)
+    if not less:
+        return Measured(release.composition, watched, label)
+    left = composition_without(reg, release.composition, less)
+    return Measured(left, watched, f"{label} without {', '.join(sorted(set(less)))}")
 
 
 def _of_adapter(

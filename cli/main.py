@@ -10,7 +10,24 @@ from typing import Annotated
 
 import typer
 
-from . import audit, demo, ledger, model, recipe, release, request, unlearn
+from . import (
+    adapter,
+    audit,
+    bundle,
+    checkpoint,
+    collect,
+    demo,
+    doctor,
+    key,
+    ledger,
+    merge,
+    model,
+    recipe,
+    release,
+    request,
+    unlearn,
+    vault,
+)
 from .failure import exit_codes
 
 app = typer.Typer(
@@ -23,13 +40,21 @@ app = typer.Typer(
 )
 app.add_typer(model.app, name="model")
 app.add_typer(request.app, name="request")
+app.add_typer(adapter.app, name="adapter")
 app.add_typer(release.app, name="release")
 app.add_typer(audit.app, name="audit")
+app.add_typer(key.app, name="key")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(vault.app, name="vault")
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
+app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("log", epilog=ledger.LOG_EXAMPLE)(ledger.log)
 app.command("verify", epilog=ledger.VERIFY_EXAMPLE)(ledger.verify)
+app.command("gc", epilog=collect.EXAMPLE)(collect.gc)
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

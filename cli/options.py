@@ -35,7 +35,12 @@ def writable(path: Path | None) -> Path | None:
 
 
 RegistryOption = Annotated[
-    str, typer.Option("--registry", envvar="EFFACE_REGISTRY", help="Registry folder or sqlite:///folder.")
+    str,
+    typer.Option(
+        "--registry",
+        envvar="EFFACE_REGISTRY",
+        help="A folder, sqlite:///folder or postgresql://host/database.",
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Data on stdout as text or JSON.")]
 ActorOption = Annotated[
@@ -62,6 +67,20 @@ RevealOption = Annotated[
     typer.Option(
         "--reveal", help="Put prompts and answers into the report. It then shows the forgotten text."
     ),
+]
+RequestArgument = Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-000001.")]
+ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="Such as prod.")]
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Its number.")]
+AdapterArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="An adapter's digest, or 6 or more hex digits of it.")
+]
+AfterOption = Annotated[
+    str | None,
+    typer.Option("--after", metavar="ID", help="Go on behind this one: the last of the page before."),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Do it. Without this the plan is shown and nothing is changed.")
 ]
 DEFAULT_REGISTRY = ".efface"
 DEFAULT_ACTOR = default_actor()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,9 @@ def emit(value: Any, format: Format, text: str) -> None:
         sys.stdout.write(text.rstrip("\n") + "\n")
 
 
-def emit_table(records: Sequence[dict[str, Any]], columns: Sequence[str], format: Format, empty: str) -> None:
+def emit_table(
+    records: Sequence[Mapping[str, object]], columns: Sequence[str], format: Format, empty: str
+) -> None:
     """Print ``records``: all of them in JSON, their ``columns`` as a table in text."""
     if format is Format.json:
         emit(list(records), format, "")

@@ -8,10 +8,13 @@ import typer
 
 from ..registry import Registry, active_release, get_request, history
 from ..registry import plan_removal as plan
+from . import release_steps
+from .lookups import requests_of
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
+    ChannelArgument,
     Format,
     FormatOption,
     HtmlOption,
@@ -24,14 +27,13 @@ from .options import (
     SetOption,
 )
 from .output import emit, emit_table, progress, talk
-from .records import release_json
+from .records import MeasuredRelease, release_json
 from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
     from ..recipes.release import Released
 
 app = typer.Typer(help="Releases of composed adapters.", no_args_is_help=True)
-ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help="Such as prod.")]
 
 
 @app.command("create", epilog="Example: efface release create prod --add req-000001 --model ./base")
@@ -42,6 +44,9 @@ def create(
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     reason: ReasonOption = "requested",
+    activate: Annotated[
+        bool, typer.Option("--activate/--no-activate", help="Leave it a candidate, for others to approve.")
+    ] = True,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -51,7 +56,8 @@ def create(
 ) -> None:
     """Stack the adapters of requests onto the channel, audit every active request again, and activate.
 
-    Exit 1 when the gates fail: the version stays a candidate and the channel serves what it served.
+    Exit 1 when the gates fail: the version stays a candidate and the channel serves what it served. With
+    --no-activate it stays one anyway: `release approve` and `release activate` are then for others to do.
     """
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
@@ -63,7 +69,9 @@ def create(
             get_request(reg, request)
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
-        done = add_requests(reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars)
+        done = add_requests(
+            reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
+        )
     talk.print(findings_text(done.report), soft_wrap=True)
     write_reports(done.report, html, json, reveal)
     _say(registry, done, format)
@@ -123,7 +131,7 @@ def show(
     """Show what is active on a channel."""
     with Registry.open(registry) as reg:
         release = active_release(reg, channel)
-        record = release_json(release, _requests(reg, release.composition.adapters))
+        record = release_json(release, requests_of(reg, release.composition.adapters))
     lines = [
         f"{record['channel']}@{record['version']}  {record['state']}",
         f"requests     {', '.join(record['requests']) or 'none: this is the bare base'}",
@@ -142,7 +150,7 @@ def history_(
 ) -> None:
     """List every version of a channel, oldest first."""
     with Registry.open(registry) as reg:
-        records = [release_json(r, _requests(reg, r.composition.adapters)) for r in history(reg, channel)]
+        records = [release_json(r, requests_of(reg, r.composition.adapters)) for r in history(reg, channel)]
     rows = [
         {**r, "requests": ", ".join(r["requests"]) or "none", "composition": r["composition"]["digest"]}
         if format is Format.text
@@ -152,19 +160,25 @@ def history_(
     emit_table(rows, ["version", "state", "requests", "composition", "reason", "created_at"], format, "")
 
 
-def _requests(reg: Registry, adapters: tuple[str, ...]) -> list[str]:
-    from ..registry import get_adapter
-
-    return sorted({request for digest in adapters for request in get_adapter(reg, digest).requests})
+app.command("approve", epilog=release_steps.APPROVE_EXAMPLE)(release_steps.approve)
+app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.activate)
+app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)
+app.command("diff", epilog=release_steps.DIFF_EXAMPLE)(release_steps.diff)
+app.command("push", epilog=release_steps.PUSH_EXAMPLE)(release_steps.push)
 
 
 def _say(registry: str, done: Released, format: Format) -> None:
+    release = done.release
     with Registry.open(registry) as reg:
-        record = release_json(done.release, _requests(reg, done.release.composition.adapters))
-    state = done.release.state
-    emit(
-        record,
-        format,
-        f"{done.release.channel}@{done.release.version} {state}\n{done.release.composition.digest}",
-    )
-    raise typer.Exit(0 if state == "ACTIVE" else 1)
+        requests = requests_of(reg, release.composition.adapters)
+    record: MeasuredRelease = {
+        **release_json(release, requests),
+        "measured_by": done.audit.digest,
+        "verdict": done.audit.verdict,
+    }
+    name = f"{release.channel}@{release.version}"
+    if release.state == "CANDIDATE" and done.audit.verdict == "pass":
+        then = f"efface release approve {release.channel} {release.version} --audit {done.audit.digest}"
+        talk.print(f"A candidate; next: {then}", soft_wrap=True)
+    emit(record, format, f"{name} {release.state}\n{release.composition.digest}")
+    raise typer.Exit(0 if done.audit.verdict == "pass" else 1)

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ..registry import BASES, Registry, checks, get_request, list_adapters, list_requests, open_request
+from ..registry import BASES, Registry, checks, open_request, requests_of_subject
+from . import request_end, request_lengths, request_read, request_steps
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
     Format,
     FormatOption,
-    ModelOption,
-    RecipeOption,
     RegistryOption,
-    SetOption,
 )
-from .output import emit, emit_table, talk
-from .records import request_json
+from .output import emit, talk
+from .records import OpenedRecord, request_json
 
 if TYPE_CHECKING:
     from ..recipes.data import Drawn
@@ -76,6 +74,7 @@ def open_(
         forget, retain or [], neighbours or [], retain_limit=retain_limit, seed=seed, on_read=_tell
     )
     with Registry.open(registry, create=True) as reg:
+        earlier = requests_of_subject(reg, subject_ref) if subject_ref else []
         request = open_request(
             reg,
             basis=basis,
@@ -85,78 +84,31 @@ def open_(
             received_at=moment,
             actor=actor,
         )
-    record = request_json(request)
+        record: OpenedRecord = {
+            **request_json(request, reg.clock()),
+            "earlier_requests": [one.id for one in earlier],
+        }
+    if earlier:
+        talk.print(f"the same subject asked before: {', '.join(record['earlier_requests'])}", soft_wrap=True)
+    due = f" · due {request.due_at}" if request.due_at else ""
     emit(
-        record, format, f"{request.id}\n{request.n_items} rows to forget · {request.basis} · {request.state}"
+        record,
+        format,
+        f"{request.id}\n{request.n_items} rows to forget · {request.basis} · {request.state}{due}",
     )
 
 
-@app.command("list", epilog="Example: efface request list --format json")
-def list_(
-    state: Annotated[str | None, typer.Option("--state", help="Only requests in this state.")] = None,
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    format: FormatOption = Format.text,
-) -> None:
-    """List forget requests."""
-    with Registry.open(registry) as reg:
-        records = [request_json(request) for request in list_requests(reg, state)]
-    emit_table(
-        records, ["id", "basis", "state", "n_items", "received_at", "due_at"], format, "No requests yet."
-    )
-
-
-@app.command("show", epilog="Example: efface request show req-000001")
-def show(
-    request_id: Annotated[str, typer.Argument(help="Such as req-000001.")],
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    format: FormatOption = Format.text,
-) -> None:
-    """Show one request and its adapters."""
-    with Registry.open(registry) as reg:
-        record = request_json(get_request(reg, request_id))
-        record["adapters"] = [adapter.digest for adapter in list_adapters(reg, request_id)]
-    lines = [
-        f"{key:12} {value if value is not None else '–'}"
-        for key, value in record.items()
-        if key != "adapters"
-    ]
-    lines += [f"{'adapter':12} {digest}" for digest in record["adapters"]] or [f"{'adapter':12} –"]
-    emit(record, format, "\n".join(lines))
-
-
-@app.command("lengths", epilog="Example: efface request lengths req-000001 --model ./base")
-def lengths(
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="Such as req-000001.")],
-    model: ModelOption,
-    recipe: RecipeOption = "simnpo",
-    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    format: FormatOption = Format.text,
-) -> None:
-    """Tokens per row of each set, and how many rows the recipe's max_length would refuse or cut.
-
-    Loads the tokenizer only. Prints numbers and, as JSON, the ids of rows that are too long; no text.
-    """
-    from ..adapters import require_context
-    from ..recipes.audit import request_data
-    from ..recipes.lengths import format_lengths, open_tokenizer, request_lengths
-    from ..recipes.recipe import load_recipe
-
-    chosen = load_recipe(recipe, overrides)
-    with Registry.open(registry) as reg:
-        get_request(reg, request_id)
-        data = request_data(reg, [request_id])[request_id]
-    tokenizer, config = open_tokenizer(model)
-    require_context(config, chosen.max_length)
-    method = chosen.method(has_chat_template=bool(tokenizer.chat_template))
-    report = request_lengths(
-        tokenizer,
-        data,
-        chat=method.chat,
-        max_length=chosen.max_length,
-        max_new_tokens=chosen.max_new_tokens,
-    )
-    emit(report.to_json(), format, format_lengths(report))
+app.command("list", epilog=request_read.LIST_EXAMPLE)(request_read.list_)
+app.command("show", epilog=request_read.SHOW_EXAMPLE)(request_read.show)
+app.command("lengths", epilog=request_lengths.EXAMPLE)(request_lengths.lengths)
+app.command("verify", epilog=request_steps.VERIFY_EXAMPLE)(request_steps.verify)
+app.command("accept", epilog=request_steps.ACCEPT_EXAMPLE)(request_steps.accept)
+app.command("refuse", epilog=request_steps.REFUSE_EXAMPLE)(request_steps.refuse)
+app.command("withdraw", epilog=request_steps.WITHDRAW_EXAMPLE)(request_steps.withdraw)
+app.command("extend", epilog=request_steps.EXTEND_EXAMPLE)(request_steps.extend)
+app.command("shred", epilog=request_end.SHRED_EXAMPLE)(request_end.shred)
+app.command("close", epilog=request_end.CLOSE_EXAMPLE)(request_end.close)
+app.command("evidence", epilog=request_end.EVIDENCE_EXAMPLE)(request_end.evidence)
 
 
 def _tell(drawn: Drawn) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from ..audits import AuditReport, Evaluation, Probe, check
-from ..registry import Audit, Composition, Registry, read_payload, record_audit
+from ..audits import AuditReport, Evaluation, Finding, Probe, check
+from ..registry import Audit, Composition, Registry, get_request, read_payload, record_audit
 from .bench import Bench, measure, wearing
 from .data import RequestData, from_payload
+from .errors import RequestError
 from .prepare import probes
 from .progress import Progress
 from .recipe import Recipe
@@ -28,6 +30,42 @@ def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, Reque
     return {request: from_payload(read_payload(registry, request)) for request in requests}
 
 
+MERGED_WORDS = (
+    "Consolidated once the base is withdrawn: the forgetting is in the weights, "
+    "and whoever has both can subtract them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRows:
+    """What there is to measure requests with.
+
+    ``active``: those that a composition suppresses and whose rows are there; ``shredded``: those whose rows are gone,
+    so that nothing can measure them any more; ``requests``: the rows of the active and of others that are watched.
+    """
+
+    active: tuple[str, ...]
+    shredded: tuple[str, ...]
+    requests: Mapping[str, RequestData]
+
+
+def audit_rows(registry: Registry, active: Sequence[str], watched: Sequence[str] = ()) -> AuditRows:
+    """The rows of ``active`` and ``watched`` requests as far as they are not shredded.
+
+    Raises `RequestError` when no request has rows left: an audit without rows says nothing.
+    """
+    asked = sorted({*active, *watched})
+    gone = {name for name in asked if get_request(registry, name).shredding_at is not None}
+    if asked and gone == set(asked):
+        raise RequestError(
+            f"the rows of {', '.join(asked)} are shredded, so nothing is left to measure this composition with: "
+            "expected at least one request with rows"
+        )
+    rows = request_data(registry, [name for name in asked if name not in gone])
+    here = tuple(name for name in sorted(set(active)) if name not in gone)
+    return AuditRows(here, tuple(sorted(gone & set(active))), rows)
+
+
 def audit_composition(
     bench: Bench,
     composition: Composition,
@@ -37,19 +75,22 @@ def audit_composition(
     active: Sequence[str],
     recipe: Recipe,
     label: str,
+    shredded: Sequence[str] = (),
     progress: Progress | None = None,
     rows: Sequence[Probe] | None = None,
 ) -> AuditReport:
     """Measure the base and ``composition`` (rendered in ``folder``; None: the base) on the rows of ``requests``.
 
     ``active`` are the requests that the composition suppresses; the gates of ``recipe`` hold them to it.
+    ``shredded`` are those that it suppresses too and that nothing can measure: the report says so.
     """
     rows = probes(bench, requests, recipe, progress=progress) if rows is None else rows
     base = bench.base.model
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
     with wearing(bench, folder) as model:
         after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
-    return report_of(bench, before, after, recipe, title=f"Audit of {label}", active=active)
+    title = f"Audit of {label}"
+    return report_of(bench, before, after, recipe, title=title, active=active, shredded=shredded)
 
 
 def report_of(
@@ -61,13 +102,19 @@ def report_of(
     title: str,
     active: Sequence[str],
     between: Sequence[Evaluation] = (),
+    shredded: Sequence[str] = (),
+    removable: bool = True,
 ) -> AuditReport:
-    """Gate ``after`` against ``before`` and put everything that was measured into one document."""
+    """Gate ``after`` against ``before`` and put everything that was measured into one document.
+
+    ``removable``: what was measured is an adapter, which suppresses, and not merged weights.
+    """
     return AuditReport(
         title=title,
-        asked=f"Forget {', '.join(active) or 'nothing'}; keep the rest. {CLAIM_WORDS}",
+        asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
+        + (CLAIM_WORDS if removable else MERGED_WORDS),
         evaluations=(before, *between, after),
-        findings=check(before, after, recipe.gates),
+        findings=(*check(before, after, recipe.gates), *map(_not_measured, shredded)),
         before=before.label,
         after=after.label,
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -80,6 +127,12 @@ def report_of(
         environment=environment(bench),
         reproduce=("efface audit run --release CHANNEL --model BASE",),
     )
+
+
+def _not_measured(request: str) -> Finding:
+    """Its adapter is in the composition as it was audited, but what others do to it nobody can see any more."""
+    text = "not measured: its rows are shredded, so only audits from before that speak of it"
+    return Finding("forgetting", "forget", request, None, 0.0, "not measured", text)
 
 
 def record(

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..adapters import Part as FolderPart
 from ..audits import AuditReport
 from ..registry import (
+    Audit,
     Composition,
     NotFound,
     Registry,
@@ -25,9 +26,10 @@ from ..registry import (
     get_release,
     plan_removal,
     seal_adapter,
+    without,
 )
 from ..serving import render
-from .audit import audit_composition, record, request_data
+from .audit import audit_composition, audit_rows, record
 from .bench import Bench, encode_probes
 from .errors import RequestError
 from .prepare import probes
@@ -37,10 +39,12 @@ from .recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A new version and the audit that decided on it: ACTIVE when the gates passed, else still CANDIDATE."""
+    """A new version and the audit that decided on it: ACTIVE when the gates passed (and it was to be), else still
+    CANDIDATE."""
 
     release: Release
     report: AuditReport
+    audit: Audit
 
 
 def add_requests(
@@ -53,8 +57,12 @@ def add_requests(
     reason: str,
     actor: str,
     progress: Progress | None = None,
+    activate: bool = True,
 ) -> Released:
-    """Stack the adapters of ``requests`` onto what is active on ``channel`` and release the result."""
+    """Stack the adapters of ``requests`` onto what is active on ``channel`` and release the result.
+
+    Without ``activate`` the version stays a candidate, with its audit recorded: two people then approve and activate.
+    """
     adapters = [adapter_for_request(registry, request) for request in requests]
     if not adapters:
         raise RequestError("expected at least one request to add, got none: name one with --add")
@@ -70,7 +78,17 @@ def add_requests(
         )
     parts = [*(now.parts if now else ()), *((adapter.digest, "1") for adapter in adapters)]
     composition = compose(base, quantization, parts)
-    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+    return _release(
+        registry,
+        channel,
+        composition,
+        bench,
+        recipe,
+        reason,
+        actor,
+        progress or Silent(),
+        activate=activate,
+    )
 
 
 def remove_requests(
@@ -103,6 +121,27 @@ def return_to(
     """Roll back to the composition of an earlier version: a new version with the same digest."""
     composition = get_release(registry, channel, version).composition
     return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+
+
+def composition_without(registry: Registry, composition: Composition, requests: Sequence[str]) -> Composition:
+    """What removing ``requests`` would leave, whether or not it may be released yet: for an audit of that.
+
+    Raises `RequestError` for a request that is not in it, that shares an adapter with one that stays, or when
+    nothing would be left to measure.
+    """
+    going = set(requests)
+    members = {digest: set(get_adapter(registry, digest).requests) for digest in composition.adapters}
+    held = {request for found in members.values() for request in found}
+    if not going or going - held:
+        raise RequestError(
+            f"expected requests of the release ({', '.join(sorted(held))}), got {', '.join(sorted(going - held))}"
+        )
+    leaving = {digest for digest, found in members.items() if found & going}
+    if shared := sorted({request for digest in leaving for request in members[digest]} - going):
+        raise RequestError(f"its adapter also forgets {', '.join(shared)}: name those requests too")
+    if len(leaving) == len(members):
+        raise RequestError("nothing would be left but the bare base: there is nothing to audit")
+    return without(composition, leaving)
 
 
 def active_composition(registry: Registry, channel: str) -> Composition | None:
@@ -144,6 +183,8 @@ def _release(
     reason: str,
     actor: str,
     progress: Progress,
+    *,
+    activate: bool = True,
 ) -> Released:
     checks.actor(actor)
     checks.reason(reason)
@@ -151,8 +192,8 @@ def _release(
     active = requests_in(registry, composition)
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
-    requests = request_data(registry, watched)
-    rows = probes(bench, requests, recipe, progress=progress)
+    known = audit_rows(registry, active, watched)
+    rows = probes(bench, known.requests, recipe, progress=progress)
     encode_probes(bench, rows)
     with tempfile.TemporaryDirectory(prefix="efface-release-") as scratch:
         progress.phase("Rendering")
@@ -176,14 +217,15 @@ def _release(
             bench,
             composition,
             folder,
-            requests,
-            active=active,
+            known.requests,
+            active=known.active,
+            shredded=known.shredded,
             recipe=recipe,
             label=f"{channel}@{release.version}",
             progress=progress,
             rows=rows,
         )
     audit = record(registry, composition, report, recipe, actor)
-    if audit.verdict == "pass":
+    if activate and audit.verdict == "pass":
         release = activate_release(registry, channel, release.version, audit=audit.digest, approved_by=actor)
-    return Released(release, report)
+    return Released(release, report, audit)

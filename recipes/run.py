@@ -35,7 +35,7 @@ from ..registry import (
     seal_adapter,
     step_request,
 )
-from .audit import audit_composition, record, request_data
+from .audit import audit_composition, audit_rows, record, request_data
 from .bench import Bench, encode_probes
 from .data import RequestData
 from .errors import RequestError
@@ -147,8 +147,8 @@ def _unlearn(
     if on is not None:
         require_base(bench, on)
     active = sorted({request_id, *(requests_in(registry, on) if on else ())})
-    asked = request_data(registry, active)
-    data = asked[request_id]
+    known = audit_rows(registry, active)
+    asked, data = known.requests, known.requests[request_id]
     others = _others(registry, request_id)
     rows = training_rows(
         bench,
@@ -197,7 +197,8 @@ def _unlearn(
             composition,
             folder,
             asked,
-            active=active,
+            active=known.active,
+            shredded=known.shredded,
             recipe=recipe,
             label=f"{request_id} alone" if on is None else f"{request_id} on {len(below)} adapters",
             progress=progress,
@@ -218,11 +219,19 @@ def _stacked(registry: Registry, on: Composition | None, out: Path) -> Stacked |
 
 def live_requests(registry: Registry) -> dict[str, RequestData]:
     """The rows of every request that is still to be forgotten, by id."""
-    live = [request.id for request in list_requests(registry) if request.state not in ENDED]
+    live = [
+        request.id
+        for request in list_requests(registry)
+        if request.state not in ENDED and request.shredding_at is None
+    ]
     return request_data(registry, live)
 
 
 def _require_trainable(request: ForgetRequest) -> None:
+    if request.shredding_at is not None:
+        raise RequestError(
+            f"the rows of {request.id} are shredded: expected a request with rows. Open it anew"
+        )
     if request.state not in TRAINABLE:
         raise RequestError(
             f"{request.id} is {request.state}: expected one of {', '.join(TRAINABLE)}. "

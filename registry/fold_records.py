@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import states
+from . import states, trust
 from .canon import canonical, parse
-from .errors import BrokenRegistry
 from .tables import Tables, need
 from .types import Event
+
+_RELEASE = re.compile(r"(.+)@([1-9][0-9]{0,15})")
 
 
 def adapter_sealed(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
@@ -64,12 +66,15 @@ def audit_recorded(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
 def attested(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     """A signed statement about an adapter, an audit or a release."""
     use_blobs(db, body["blobs"])
+    about = body["about"]
+    key = _RELEASE.fullmatch(about["id"]) if about["kind"] == "release" else None
+    need(db, about["kind"], *((key[1], int(key[2])) if key else (about["id"],)))
     db.insert(
         "attestation",
         digest=event.subject_id,
         seq=event.seq,
-        about_kind=body["about"]["kind"],
-        about_id=body["about"]["id"],
+        about_kind=about["kind"],
+        about_id=about["id"],
         predicate=body["predicate"],
         keys=canonical(body["keys"]).decode(),
         at=event.at,
@@ -90,13 +95,11 @@ def key_added(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
 
 
 def key_revoked(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
-    """The end of a key."""
+    """The end of a key: once, and once more when it turns out to be compromised."""
     row = need(db, "signing_key", event.subject_id)
-    if row["revoked_at"] is not None:
-        raise BrokenRegistry("a key that is revoked once", "a second time", "Run `efface verify`.")
-    db.update(
-        "signing_key", (event.subject_id,), revoked_at=body["revoked_at"], revoked_reason=body["reason"]
-    )
+    key = trust.of_record({**row, "roles": parse(row["roles"])})
+    after = trust.revoked(key, body["revoked_at"], body["reason"])
+    db.update("signing_key", (key.key_id,), revoked_at=after.revoked_at, revoked_reason=after.revoked_reason)
 
 
 def use_blobs(db: Tables, blobs: Iterable[Mapping[str, Any]]) -> None:

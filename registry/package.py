@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from . import checks, peft_folder
-from .canon import Digest, canonical, digest_bytes, parse
+from .canon import Digest, canonical, digest_bytes, parse, weight
 from .errors import Conflict, InvalidInput
 
 MANIFEST_LIMIT = 2**20
 
 _THEN = "Take the adapter from the registry or the image that sealed it."
 _KEYS = frozenset({"v", "kind", "base", "quantization", "files", "requests", "trained_on", "facts"})
+_OPTIONAL = frozenset({"error_bound"})
+"""Only a compressed adapter's manifest has it (see `adapters`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def check_publishable(made: Package, *, single_request: bool) -> None:
         expected = "an adapter of several requests (a stack)"
         then = (
             "Its difference from the base points at what one request had forgotten: publish the rendered stack of "
-            "a release, or pass single_request."
+            "a release, or pass single_request (--single-request)."
         )
         raise Conflict(expected, "one that answers a single request", then)
 
@@ -69,7 +71,12 @@ def _record(manifest: bytes) -> Mapping[str, Any]:
         raise InvalidInput("a manifest in canonical JSON", "other bytes", _THEN)
     record = cast("Mapping[str, Any]", value)
     requests = record.get("requests")
-    if frozenset(record) != _KEYS or record["v"] != 1 or not isinstance(requests, list) or not requests:
+    if (
+        frozenset(record) - _OPTIONAL != _KEYS
+        or record["v"] != 1
+        or not isinstance(requests, list)
+        or not requests
+    ):
         raise InvalidInput("the manifest of an adapter, version 1", "another", _THEN)
     _check_names(record)
     return record
@@ -83,3 +90,5 @@ def _check_names(record: Mapping[str, Any]) -> None:
         checks.token(request, "request")
     if record["trained_on"] is not None:
         checks.digest(record["trained_on"], "trained_on")
+    if (bound := record.get("error_bound")) is not None and weight(bound) != bound:
+        raise InvalidInput("an error bound as a canonical decimal", "another spelling", _THEN)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from . import projections, snapshot
+from . import projections, snapshot, verify_signatures
 from .canon import Digest, digest_json
+from .checkpoints import Checkpoint
 from .errors import BrokenRegistry, RegistryError
 from .ledger import GENESIS
 from .registry import Registry
@@ -30,25 +31,37 @@ class _Expected:
     problems: Sequence[Problem]
 
 
-def verify(reg: Registry, *, deep: bool = False) -> Verification:
+def verify(reg: Registry, *, deep: bool = False, witness: Sequence[Checkpoint] = ()) -> Verification:
     """Check database, schema, hash chain, projections, signatures, blobs and vault; `deep` re-reads every byte.
 
     Problems come in that order; of the events the first one named is the first bad one. A copy without a
     vault folder (an auditor's) is not missing it; with one, every request must have its entry or the mark of its
     shredding, and a `deep` check decrypts them where the master key is at hand. Blobs that no event names are
     leftovers of a crash, not damage: `extras` lists them, and `efface gc` removes them.
+
+    Every stored checkpoint must be signed by a key trusted then, and its root be that of its events. `witness` are
+    checkpoints that someone outside kept (verify their signatures first): they hold even where those stored here
+    were removed or signed anew.
     """
     stored = snapshot.take(reg)
     expected = _replay(stored.events)
     problems = [*stored.problems, *_head(stored), *expected.problems]
     if not expected.problems:
         problems += _differences(stored.tables, expected.tables)
+    whole = not expected.problems
+    known = verify_signatures.known_keys(expected.tables, stored.events) if whole else None
+    found, checkpoints = verify_signatures.check_checkpoints(
+        stored.checkpoints, stored.events, known, witness
+    )
+    problems += found
+    if known is not None:
+        problems += verify_signatures.check_attestations(expected.tables, known, reg.blobs)
     blobs = {row["digest"]: row for row in expected.tables.find("blob")}
     problems += _blob_problems(reg, blobs, deep)
     problems += _vault_problems(reg, expected.tables.find("forget_request"), deep)
     held = {digest for digest, row in blobs.items() if row["uses"] > 0}
     extras = tuple(digest for digest in reg.blobs if digest not in held) if deep else ()
-    return Verification(len(stored.events), len(held), tuple(problems), extras)
+    return Verification(len(stored.events), len(held), tuple(problems), extras, checkpoints)
 
 
 def _replay(events: Sequence[Event]) -> _Expected:

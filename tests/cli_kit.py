@@ -10,13 +10,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
 
 import yaml
+from jsonschema import Draft202012Validator
 
 from efface.cli.main import run
+from efface.cli.schemas import VERBS
 
 # Only words that the tokenizer of `tiny_llama` knows (see conftest.WORDS).
 FORGET = [
@@ -74,6 +78,32 @@ def efface(*arguments: object) -> Ran:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def checked(registry: Path | None, *arguments: object, code: int = 0) -> Any:
+    """What the command prints as JSON, held to the published schema of its verb; `code` is its exit code."""
+    where = () if registry is None else ("--registry", registry)
+    ran = efface(*arguments, "--format", "json", *where)
+    assert ran.code == code, ran
+    conforms(verb_of(arguments), ran.json)
+    return ran.json
+
+
+def conforms(verb: str, value: Any) -> None:
+    """Raise unless `value` is what the published schema says that `verb` prints."""
+    _validator(verb).validate(value)
+
+
+def verb_of(arguments: Sequence[object]) -> str:
+    both = " ".join(map(str, arguments[:2]))
+    return both if both in VERBS else str(arguments[0])
+
+
+@cache
+def _validator(verb: str) -> Draft202012Validator:
+    published = Path(__file__).parents[1] / "docs" / "schemas" / "cli.json"
+    schema = json.loads(published.read_text(encoding="utf-8"))
+    return Draft202012Validator({"$defs": schema["$defs"], "$ref": f"#/$defs/{quote(verb)}"})
 
 
 @contextmanager

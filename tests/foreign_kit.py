@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session
 from registry_kit import BASE, CONFIG, tensors, weights_file
 
 from efface.registry.canon import canonical, digest_bytes
@@ -50,6 +53,16 @@ def packed(requests: Sequence[str] = ("req-000001", "req-000002"), **changes: An
         **changes,
     }
     return package(canonical(manifest), adapter)
+
+
+def base_folder(folder: Path) -> Path:
+    """A model folder with one 3 × 3 layer, which `registry_kit.tensors` fits."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    layers = {"layers.0.q_proj.weight": ("F32", [3, 3], bytes(36))}
+    (folder / "model.safetensors").write_bytes(weights_file(layers, __metadata__={"format": "pt"}))
+    return folder
 
 
 def sha1_of(data: bytes) -> str:
@@ -234,3 +247,16 @@ def served(hub: HubStub) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def hub_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
+    """A stub of the Hub that huggingface_hub talks to by HF_ENDPOINT."""
+    stub = HubStub()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with served(stub) as url, served(stub) as storage:
+        stub.url, stub.storage = url, storage
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield stub
+        close_session()

@@ -249,7 +249,7 @@ def test_a_request_is_not_opened_in_a_place_that_is_no_registry(place: Place, re
     assert PLACES[registry] in refused(place, place.opening(), registry).err
 
 
-@pytest.mark.parametrize("url", ["postgresql://host/db", "http://host", "sqlite://relative", "sqlite:///"])
+@pytest.mark.parametrize("url", ["mysql://host/db", "http://host", "sqlite://relative", "sqlite:///"])
 def test_a_registry_url_of_another_kind(place: Place, url: str) -> None:
     assert "sqlite:///folder" in refused(place, ["verify", "--registry", url], None).err
 

@@ -16,15 +16,26 @@ from typing import Any
 import pytest
 import torch
 import typer
-from cli_kit import FORGET, LOOSE, NEIGHBOURS, RETAIN, SECOND, Ran, efface, jsonl, recipe_file
+from cli_kit import FORGET, LOOSE, NEIGHBOURS, RETAIN, SECOND, Ran, conforms, efface, jsonl, recipe_file
 from registry_kit import contents
 
 from efface.adapters import Item, collate, encode
 from efface.adapters.encode import pad_id
 from efface.adapters.logprobs import answer_hidden
 from efface.cli import app
+from efface.cli.schemas import VERBS
 from efface.recipes import Bench, load_recipe, open_bench, render_composition, wearing
-from efface.registry import Composition, Registry, adapter_folder, get_adapter, get_release
+from efface.registry import (
+    Composition,
+    Registry,
+    adapter_folder,
+    get_adapter,
+    get_release,
+    list_requests,
+    record_evidence,
+    shred_request,
+    supported_claim,
+)
 
 ONE, TWO = "req-000001", "req-000002"
 
@@ -135,11 +146,56 @@ def test_stdout_is_json_and_talk_is_on_stderr(story: Place) -> None:
         assert story.ran[name].err == ""
 
 
+def test_what_is_printed_is_what_the_schema_says(story: Place, never: Place) -> None:
+    names = {
+        "stack": "release create",
+        "rollback": "release rollback",
+        "unlearn": "unlearn",
+        "audit run": "audit run",
+    }
+    names |= {name: name for name in story.ran if name in VERBS}
+    for name, verb in names.items():
+        conforms(verb, story.json(name))
+    conforms("request lengths", never.work("request", "lengths", ONE).json)
+
+
+def test_a_candidate_is_let_through_in_two_steps(never: Place, tmp_path: Path) -> None:
+    at = never.copied(tmp_path / "registry")
+    at.ask(*opening(at, "two"))
+    at.work("unlearn", TWO)
+    made = at.work("release", "create", "prod", "--add", TWO, "--no-activate")
+    assert (made.code, made.json["state"], made.json["verdict"]) == (0, "CANDIDATE", "pass")
+    assert f"efface release approve prod 2 --audit {made.json['measured_by']}" in made.err
+    assert at.ask("release", "show", "prod").json["version"] == 1
+    assert at.ask("release", "approve", "prod", 2, "--audit", made.json["measured_by"]).code == 0
+    assert at.ask("release", "activate", "prod", 2).json["state"] == "ACTIVE"
+
+
+def test_an_adapter_under_another_is_removed_after_an_audit_of_what_is_left(
+    never: Place, tmp_path: Path
+) -> None:
+    at = never.copied(tmp_path / "registry")
+    at.ask(*opening(at, "two"))
+    at.work("unlearn", TWO, "--on", "prod")
+    at.work("release", "create", "prod", "--add", TWO)
+    removal = ("release", "rollback", "prod", "--remove", ONE, "--reason", "licence agreed")
+    refused = at.work(*removal)
+    assert refused.code == 2
+    assert "efface audit run --release CHANNEL --without REQUEST" in refused.err
+    audited = at.work("audit", "run", "--release", "prod", "--without", ONE)
+    assert (audited.code, audited.json["report"]["title"]) == (0, f"Audit of prod@2 without {ONE}")
+    assert at.work("audit", "run", "--release", "prod", "--without", ONE, "--without", TWO).code == 2
+    done = at.work(*removal)
+    assert (done.code, done.json["requests"]) == (0, [TWO])
+
+
 def test_requests_in_what_is_printed(story: Place) -> None:
     opened = story.json("request open")
     assert (opened["id"], opened["state"], opened["n_items"]) == (ONE, "RECEIVED", len(FORGET))
     assert [request["id"] for request in story.json("request list")] == [ONE]
-    assert story.json("request show") == {**opened, "adapters": []}
+    shown = story.json("request show")
+    assert (shown["adapters"], shown["releases"], shown["supported_claim"]) == ([], [], None)
+    assert shown.items() >= {key: opened[key] for key in opened if key != "earlier_requests"}.items()
     assert story.json("after rollback")["state"] == "REOPENED"
     trained, stacked = story.json("unlearn two")["adapter"], story.json("stack")["rendered"]
     assert story.json("after rollback")["adapters"] == [trained, stacked]
@@ -272,7 +328,7 @@ def test_no_forgotten_text_is_in_the_registry_or_in_what_is_printed(story: Place
     ("arguments", "shown"),
     [
         (["request", "list"], [ONE, TWO, "copyright", "RELEASED"]),
-        (["request", "show", ONE], [ONE, "n_items", "adapter      sha256:"]),
+        (["request", "show", ONE], [ONE, "n_items", "adapter          sha256:"]),
         (["release", "show", "prod"], ["prod@6  ACTIVE", ONE, TWO, "it was a mistake"]),
         (["release", "history", "prod"], ["SUPERSEDED", "ACTIVE", "not asked for any more"]),
         (["audit", "show"], ["quick/1", "pass", "fp32"]),
@@ -345,6 +401,45 @@ def test_a_failed_gate_is_exit_1_and_the_channel_serves_what_it_served(never: Pl
     assert at.work("audit", "run", "--release", "prod", recipe="strict").code == 1
     assert at.ask("verify", "--deep").code == 0
     assert at.work("release", "create", "prod", "--add", TWO).json["version"] == 3
+
+
+def test_a_stack_with_a_shredded_request_changes_and_says_that_it_is_not_measured(
+    story: Place, tmp_path: Path
+) -> None:
+    at = story.copied(tmp_path / "registry")
+    with Registry.open(at.registry) as reg:
+        assert shred_request(reg, ONE, actor="ana").state == "SHREDDED"
+    left = at.work("release", "rollback", "prod", "--remove", TWO, "--reason", "not asked for any more")
+    assert (left.code, left.json["state"], left.json["requests"]) == (0, "ACTIVE", [ONE])
+    assert "not measured: its rows are shredded" in left.err
+    for command in (("audit", "run", "--release", "prod"), ("unlearn", ONE)):
+        refused = at.work(*command)
+        assert (refused.code, "shredded" in refused.err) == (2, True), command
+    assert at.ask("verify", "--deep").code == 0
+
+
+def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place, tmp_path: Path) -> None:
+    at = story.copied(tmp_path / "registry")
+    merged = tmp_path / "merged"
+    done = at.work("merge", "prod", "--out", merged, "--base", "dequantized", "--precision", "bf16")
+    assert (done.code, done.json["verdict"], done.json["onto"]) == (0, "pass", "original")
+    assert done.json["base"] == json.loads((merged / "efface_merge.json").read_text())["base"]
+    report = at.ask("audit", "show", done.json["audit"]).json
+    assert report["precision"] == "bf16"
+    assert "Consolidated once the base is withdrawn" in report["document"]
+    with Registry.open(at.registry) as reg:
+        requests = [request.id for request in list_requests(reg, "RELEASED")]
+        for request in requests:
+            proof = {
+                "artefact": done.json["artefact"],
+                "audit": done.json["audit"],
+                "statement": "base taken down",
+            }
+            record_evidence(reg, request, method="merge", base_withdrawn=True, actor="ana", **proof)
+            assert supported_claim(reg, request) == "consolidated"
+    again = at.work("merge", "prod", "--out", merged)
+    assert (again.code, "not rewritten" in again.err) == (2, True)
+    assert at.ask("verify", "--deep").code == 0
 
 
 def test_a_run_that_diverges_is_exit_1_and_leaves_nothing(never: Place, tmp_path: Path) -> None:

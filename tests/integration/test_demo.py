@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_kit import conforms
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=1800)
     assert done.stdout, done.stderr[-4000:]
     story = json.loads(done.stdout)
+    conforms("demo", story)
 
     assert (done.returncode, story["problems"]) == (0, [])
     assert len(story["claims"]) == 4

@@ -19,7 +19,7 @@ CREATE TABLE checkpoint (
   at        TEXT NOT NULL,
   frontier  TEXT NOT NULL,
   envelope  TEXT NOT NULL,
-  note      TEXT
+  note      TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE signing_key (

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from foreign_kit import CONFIG_NAME, WEIGHTS_NAME, Answer, HubStub, Repo, files, packed, served, sha1_of
-from huggingface_hub import close_session
+from foreign_kit import CONFIG_NAME, WEIGHTS_NAME, Answer, HubStub, Repo, files, hub_at, packed, sha1_of
 from registry_kit import contents
 
 from efface.registry.card import CardFacts
@@ -23,14 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
-    stub = HubStub()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with served(stub) as url, served(stub) as storage:
-        stub.url, stub.storage = url, storage
-        monkeypatch.setenv("HF_ENDPOINT", url)
+    with hub_at(monkeypatch) as stub:
         yield stub
-        close_session()
 
 
 @pytest.fixture

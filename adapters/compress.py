@@ -1,0 +1,182 @@
+"""Compression of a composition to fewer ranks: the best approximation there is, and its exact error.
+
+    Σ wᵢ·sᵢ·Bᵢ·Aᵢ = B·A,   B = Q_b·R_b,   Aᵀ = Q_a·R_a,   R_b·R_aᵀ = U·S·Vᵀ   (small: ranks × ranks)
+    B' = Q_b·U_r·√S_r,     A' = √S_r·V_rᵀ·Q_aᵀ
+
+W itself is never formed. By Eckart and Young no matrices of these ranks come closer in Frobenius norm. Which ranks:
+singular values of all modules compete, so a module with little to say gets few (``rank_pattern`` says so), up to a
+cap per module (what a server's slot holds) or down to an error budget for the whole adapter, or both. Directions that
+are zero to float32 cost nothing to drop: a stack whose true rank is lower comes out lossless.
+
+A compressed adapter is approximate, so an audit of the stack is no audit of it: audit it again. Its bytes depend on
+the machine's LAPACK; its digest names what was made, and ``Compressed.error`` what was lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .compose import Part, Stack, plan, require_unchanged, stacked_reader
+from .errors import CompositionError
+from .folder import LoraModule, a_key, b_key, canonical_config, digest_files, tensor_specs
+from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors
+from .peft_config import config_bytes
+from .staging import new_folder, require_free
+from .tensors import TensorSpec, safetensors_chunks, write_atomic
+
+_NOISE = 2.0**-23
+"""Singular values this far below ‖B‖·‖A‖ are rounding: the stack's A is float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A compressed composition on disk. ``files`` maps names to digests; ``digest`` covers both.
+
+    ``error`` is ‖W' - W‖ / ‖W‖ in Frobenius norm over all modules, measured on the float32 factors that were written;
+    ``ranks`` the rank of each module (those of rank 0 are left out); ``was`` the largest rank before.
+    """
+
+    path: Path
+    rank: int
+    was: int
+    error: float
+    ranks: Mapping[str, int]
+    digest: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Svd:
+    """A module's delta as ``u·diag(s)·vᵀ``: (out, k), (k,), (k, in) float64."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+
+def compress(
+    parts: Sequence[Part], out: Path, *, rank: int | None = None, error: float | None = None
+) -> Compressed:
+    """Write the weighted sum of ``parts`` as one PEFT LoRA folder ``out`` of fewer ranks, whole or not at all.
+
+    ``rank``: at most so many per module. ``error``: the largest relative Frobenius error of the whole, in [0, 1);
+    with it, as few ranks as meet it. With neither it drops only what is zero. Memory: what is kept, in float64, and
+    one module. Raises as `compose` does, and `CompositionError` for a bad budget, or one that ``rank`` cannot meet.
+    """
+    _check(rank, error)
+    require_free(out)
+    stack = plan(parts)
+    found, total = _decomposed(stack, rank)
+    ranks = _allotted({name: svd.s for name, svd in found.items()}, total, error)
+    kept = {name: _factors(found[name], ranks[name]) for name in sorted(ranks) if ranks[name]}
+    lost = _error(stack, kept, total)
+    if error is not None and lost > error + 1e-6:
+        raise CompositionError(
+            f"expected an error of at most {error:g}, got {lost:.4g} at rank {rank}; allow more rank, or more error"
+        )
+    with new_folder(out) as staging:
+        files = _write(stack, kept, staging)
+        require_unchanged(stack)
+    left = {name: count for name, count in ranks.items() if count}
+    return Compressed(out, max(left.values()), stack.rank, lost, left, digest_files(files), files)
+
+
+def _check(rank: int | None, error: float | None) -> None:
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise CompositionError(f"expected a whole rank of at least 1, got {rank!r}; correct it")
+    if error is not None and not 0.0 <= error < 1.0:
+        raise CompositionError(f"expected a relative error in [0, 1), got {error!r}; correct it")
+
+
+def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, _Svd], float]:
+    """The singular value decomposition of each module, as far as ``rank`` can use it, and ‖W‖²."""
+    found: dict[str, _Svd] = {}
+    total = 0.0
+    with ExitStack() as files:
+        read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
+        for name in sorted(stack.modules):
+            a, b = read(a_key(name)).double(), read(b_key(name)).double()
+            svd = _svd(b, a)
+            total += float(svd.s.square().sum())
+            most = min(len(svd.s), rank or len(svd.s))
+            found[name] = _Svd(svd.u[:, :most].clone(), svd.s[:most].clone(), svd.v[:most].clone())
+    if total == 0.0:
+        raise CompositionError(
+            "expected a composition that changes something, got zero; there is nothing to keep"
+        )
+    return found, total
+
+
+def _svd(b: Tensor, a: Tensor) -> _Svd:
+    """Of ``b @ a``, without forming it; the sign of each pair is fixed by u's largest entry."""
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    live = int((s > _NOISE * r_b.norm() * r_a.norm()).sum())
+    u, v = q_b @ u[:, :live], v[:live] @ q_a.T
+    largest = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
+    return _Svd(u * largest, s[:live], v * largest.T)
+
+
+def _allotted(spectra: Mapping[str, Tensor], total: float, error: float | None) -> dict[str, int]:
+    """How many directions each module keeps: the smallest of all modules go first, as far as the budget lets them."""
+    ranks = {name: len(s) for name, s in spectra.items()}
+    if error is None:
+        return ranks
+    kept = sum(float(s.square().sum()) for s in spectra.values())
+    left = error * error * total - (total - kept)
+    values = sorted((float(s), name) for name, spectrum in spectra.items() for s in spectrum)
+    for value, name in values[: len(values) - 1]:
+        left -= value * value
+        if left < 0:
+            break
+        ranks[name] -= 1
+    return ranks
+
+
+def _factors(svd: _Svd, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) in float32, with the singular values shared between them."""
+    root = svd.s[:rank].sqrt()
+    return (root[:, None] * svd.v[:rank]).float(), (svd.u[:, :rank] * root).float()
+
+
+def _error(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], total: float) -> float:
+    """‖B'A' - BA‖ / ‖BA‖, rounding included: the norm of ``[B', -B]·[A'; A]``, again through its small factors."""
+    squares = 0.0
+    with ExitStack() as files:
+        read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
+        for name in stack.modules:
+            a, b = read(a_key(name)).double(), read(b_key(name)).double()
+            if name in kept:
+                near_a, near_b = kept[name]
+                a, b = torch.cat([near_a.double(), a]), torch.cat([near_b.double(), -b], dim=1)
+            r_b, r_a = (torch.linalg.qr(side, mode="r").R for side in (b, a.T))
+            squares += float((r_b @ r_a.T).square().sum())
+    return math.sqrt(squares / total)
+
+
+def _write(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], folder: Path) -> dict[str, str]:
+    modules = {
+        name: LoraModule(
+            TensorSpec("F32", tuple(a.shape)),
+            TensorSpec("F32", tuple(b.shape)),
+            alpha=float(a.shape[0]),
+            scaling=1.0,
+        )
+        for name, (a, b) in kept.items()
+    }
+    tensors = {a_key(name): a for name, (a, _) in kept.items()} | {b_key(n): b for n, (_, b) in kept.items()}
+    largest = float(max(module.rank for module in modules.values()))
+    config = replace(stack.parts[0].adapter.config, lora_alpha=largest, use_rslora=False)
+    text = config_bytes(canonical_config(config, modules))
+    weights = write_atomic(
+        folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(modules), tensors.__getitem__)
+    )
+    return {CONFIG_NAME: write_atomic(folder / CONFIG_NAME, [text]), WEIGHTS_NAME: weights}

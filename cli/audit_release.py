@@ -1,0 +1,50 @@
+"""The audit of what a channel serves, or of what a removal would leave of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ..registry import Composition, Registry
+
+if TYPE_CHECKING:
+    from ..audits import AuditReport
+    from ..recipes.bench import Bench
+    from ..recipes.progress import Progress
+    from ..recipes.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is audited: `watched` are the requests whose rows are measured, gated or not."""
+
+    composition: Composition
+    watched: list[str]
+    label: str
+
+
+def measure_release(
+    reg: Registry, measured: Measured, bench: Bench, recipe: Recipe, actor: str, progress: Progress
+) -> tuple[AuditReport, str]:
+    """Render, measure and record it; returns the report and the digest of the record."""
+    from ..recipes.audit import audit_composition, audit_rows, record
+    from ..recipes.release import render_composition, requests_in, require_base
+
+    require_base(bench, measured.composition)
+    known = audit_rows(reg, requests_in(reg, measured.composition), measured.watched)
+    with TemporaryDirectory(prefix="efface-audit-") as scratch:
+        folder = render_composition(reg, measured.composition, Path(scratch) / "rendered")
+        report = audit_composition(
+            bench,
+            measured.composition,
+            folder,
+            known.requests,
+            active=known.active,
+            shredded=known.shredded,
+            recipe=recipe,
+            label=measured.label,
+            progress=progress,
+        )
+    return report, record(reg, measured.composition, report, recipe, actor).digest

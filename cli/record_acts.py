@@ -1,0 +1,259 @@
+"""What verbs that do something print with `--format json`; see `records` for the things they act on.
+
+Where something is destroyed for good, `plan` says what, and `done` whether it was (`--yes`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from ..registry.types import ProblemKind, Verdict
+from .records import AdapterRecord, AuditRecord, ReleaseName, RequestRecord
+
+
+class ShredFileRecord(TypedDict):
+    """A file below the registry's folder, and its bytes."""
+
+    path: str
+    size: int
+
+
+class ShredPlanRecord(TypedDict):
+    """What goes with a request's shredding: its vault entry (unless it is gone), and what training left."""
+
+    vault_entry: bool
+    files: list[ShredFileRecord]
+    folders: list[str]
+
+
+class ShredRecord(TypedDict):
+    """`request shred`."""
+
+    done: bool
+    plan: ShredPlanRecord
+    request: RequestRecord
+
+
+class AdapterPlanRecord(TypedDict):
+    """What the end of an adapter touches: releases and adapters that forbid it, and versions that it closes off."""
+
+    becomes: Literal["REJECTED", "RETIRED", "PURGED"]
+    needed_by: list[str]
+    trained_on_it: list[str]
+    cannot_be_returned_to: list[str]
+    bytes_given_up: int
+
+
+class AdapterEndRecord(TypedDict):
+    """`adapter reject`, `adapter retire`, `adapter purge`."""
+
+    done: bool
+    plan: AdapterPlanRecord
+    adapter: AdapterRecord
+
+
+class ExportRecord(TypedDict):
+    """Where an adapter went; `address` is a folder, an image manifest's digest, or a commit's page."""
+
+    adapter: str
+    kind: Literal["folder", "oci", "hub"]
+    target: str
+    address: str
+    audit: str | None
+
+
+class PushRecord(ExportRecord):
+    """`release push`."""
+
+    release: ReleaseName
+
+
+class GcItemRecord(TypedDict):
+    """One thing to delete, as it was when it was planned."""
+
+    kind: Literal["blob", "cache", "leftover"]
+    name: str
+    reason: Literal["purged", "unreferenced", "unfinished"]
+    size: int
+    written_at: str | None
+
+
+class GcPlanRecord(TypedDict):
+    """What would be deleted; `digest` covers `items` and `min_age_seconds`."""
+
+    v: int
+    min_age_seconds: int
+    items: list[GcItemRecord]
+    size: int
+    digest: str
+
+
+class GcRecord(TypedDict):
+    """`gc`. `left` was planned and is needed, newer or gone by now."""
+
+    done: bool
+    plan: GcPlanRecord
+    deleted: list[GcItemRecord]
+    left: list[GcItemRecord]
+
+
+class WrappedRecord(TypedDict):
+    """How many vault entries a master key wraps; `key` is its source and a fingerprint."""
+
+    key: str
+    entries: int
+
+
+class VaultRecord(TypedDict):
+    """`vault show`; `key` is null where no master key is at hand."""
+
+    key: str | None
+    entries: int
+    shredded: int
+    wrapped_by: list[WrappedRecord]
+
+
+class RotationRecord(TypedDict):
+    """What a rotation rewraps: requests in `todo` (`done` ones are under the new key), and the subject key."""
+
+    old: str
+    new: str
+    todo: list[str]
+    done: list[str]
+    subject: bool
+
+
+class RotateRecord(TypedDict):
+    """`vault rotate`."""
+
+    done: bool
+    plan: RotationRecord
+
+
+class DropRecord(TypedDict):
+    """`vault drop-key-file`."""
+
+    done: bool
+    path: str
+
+
+class CheckRecord(TypedDict):
+    """One thing that `doctor` looked at."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+class DoctorRecord(TypedDict):
+    """`doctor`."""
+
+    ok: bool
+    checks: list[CheckRecord]
+
+
+class ProblemRecord(TypedDict):
+    """A place where the registry is not what its events say."""
+
+    kind: ProblemKind
+    where: str
+    expected: str
+    found: str
+
+
+class VerifyRecord(TypedDict):
+    """`verify`. `extras` are blobs that nothing refers to (looked for with --deep only): no damage."""
+
+    events: int
+    blobs: int
+    deep: bool
+    checkpoints: int
+    problems: list[ProblemRecord]
+    extras: list[str]
+
+
+class AuditDocument(AuditRecord):
+    """`audit show DIGEST`: with the report as it is stored, JSON text of schema `efface.audit/1`."""
+
+    document: str
+
+
+class AuditRunRecord(TypedDict):
+    """`audit run`: the recorded audit's digest (null for an adapter given by folder), and the report."""
+
+    audit: str | None
+    report: dict[str, Any]
+
+
+class UnlearnRecord(TypedDict):
+    """`unlearn`. `stopped` says why each round of training ended."""
+
+    adapter: str
+    request: str
+    composition: str
+    audit: str
+    verdict: Verdict
+    findings: list[dict[str, Any]]
+    seconds: float
+    stopped: list[str | None]
+
+
+class LengthsRecord(TypedDict):
+    """`request lengths`: tokens per row of each set, and the ids of rows beyond `max_length`."""
+
+    max_length: int
+    sets: list[dict[str, Any]]
+
+
+class DemoRecord(TypedDict):
+    """`demo`: what was asked, answered and measured."""
+
+    requests: list[str]
+    adapters: list[str]
+    releases: list[dict[str, Any]]
+    answers: list[dict[str, Any]]
+    figures: list[dict[str, Any]]
+    claims: dict[str, bool]
+    problems: list[str]
+    report: str
+    training_seconds: list[float]
+    seconds: float
+
+
+class MergeRecord(TypedDict):
+    """`merge`: the checkpoint, and the audit that decides on it. `artefact` is its digest as a base."""
+
+    path: str
+    base: str
+    artefact: str
+    onto: str
+    precision: str
+    audit: str
+    verdict: str
+
+
+class ModelPath(TypedDict):
+    """`model fetch`."""
+
+    name: str
+    path: str
+
+
+class ModelRecord(TypedDict):
+    """`model show`: the digests that adapters and audits are bound to."""
+
+    path: str
+    digest: str
+    config: str
+    tokenizer: str
+    weights: str
+
+
+class RecipeRecord(TypedDict):
+    """`recipe validate`: a recipe that is valid, and the digest of its effective values."""
+
+    recipe: str
+    name: str
+    digest: str

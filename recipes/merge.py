@@ -1,0 +1,102 @@
+"""Merge what a channel serves into a checkpoint, and audit that checkpoint at the precision it will be served in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters import Part as FolderPart
+from ..adapters.merge import Merged, merge
+from ..adapters.model import fingerprint, resolve
+from ..audits import AuditReport, Evaluation, Probe
+from ..registry import Audit, Composition, Registry, active_release, adapter_folder, checks, compose
+from .audit import AuditRows, audit_rows, record, report_of
+from .bench import Bench, encode_probes, measure, open_bench
+from .errors import RequestError
+from .prepare import probes
+from .progress import Progress, Silent
+from .recipe import Recipe
+from .release import requests_in
+
+
+@dataclass(frozen=True, slots=True)
+class MergedChannel:
+    """A merged checkpoint, as a base the ``composition`` without adapters, and the audit that decides on it."""
+
+    merged: Merged
+    composition: Composition
+    audit: Audit
+    report: AuditReport
+
+
+def merge_channel(
+    registry: Registry,
+    channel: str,
+    model: str | Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    onto: str = "original",
+    precision: str = "bf16",
+    actor: str,
+    progress: Progress | None = None,
+) -> MergedChannel:
+    """Merge the active release of ``channel`` into ``model`` as the new folder ``out``, and audit it at ``precision``.
+
+    ``onto``: `original` weights, or `nf4` or `int8`, what the base that was trained on computes with. The audit may
+    fail: then the folder is not to be served, see ``report.verdict``. It is evidence that a request is consolidated
+    once the base is withdrawn (`efface.registry.record_evidence`).
+
+    Raises `RequestError` for a bare channel, another base, or requests whose rows are all shredded, and what merging,
+    loading and the registry raise.
+    """
+    checks.actor(actor)
+    progress = progress or Silent()
+    release = active_release(registry, channel)
+    if not release.composition.parts:
+        raise RequestError(f"{channel}@{release.version} is the bare base: expected a release with adapters")
+    base = resolve(model)
+    if (came := fingerprint(base).digest) != release.composition.base:
+        raise RequestError(
+            f"{channel}@{release.version} is on base {release.composition.base}, but {base} is {came}: "
+            "give the base that its adapters were trained on"
+        )
+    active = requests_in(registry, release.composition)
+    known = audit_rows(registry, active)
+    at = recipe.model_copy(update={"quantization": precision})
+    progress.phase("Merging")
+    parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in release.composition.parts]
+    merged = merge(base, parts, out, onto=onto)
+    composition = compose(merged.fingerprint.digest, precision, ())
+    label = f"{channel}@{release.version} merged"
+    report = _audit(base, merged.path, known, at, label, progress)
+    return MergedChannel(merged, composition, record(registry, composition, report, recipe, actor), report)
+
+
+def _audit(
+    base: Path, merged: Path, known: AuditRows, recipe: Recipe, label: str, progress: Progress
+) -> AuditReport:
+    """One model in memory at a time: the base first, then what was merged."""
+    bench = open_bench(base, recipe)
+    rows = probes(bench, known.requests, recipe, progress=progress)
+    before = _measured(bench, rows, "base", (), progress)
+    bench = open_bench(merged, recipe)
+    after = _measured(bench, rows, label, known.active, progress)
+    return report_of(
+        bench,
+        before,
+        after,
+        recipe,
+        title=f"Audit of {label}",
+        active=known.active,
+        shredded=known.shredded,
+        removable=False,
+    )
+
+
+def _measured(
+    bench: Bench, rows: Sequence[Probe], label: str, active: Sequence[str], progress: Progress
+) -> Evaluation:
+    encode_probes(bench, rows)
+    return measure(bench, bench.base.model, bench.bare, rows, label=label, active=active, progress=progress)

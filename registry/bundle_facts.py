@@ -1,0 +1,185 @@
+"""What the events in a bundle say, as plain JSON: derived by who exports it, and again by who verifies it.
+
+Pure. Every step of a subject is checked against its state table, so an event that was left out in the middle shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast, get_args
+
+from . import states
+from .errors import BrokenRegistry
+from .types import ClaimLevel, Event
+
+Facts = dict[str, Any]
+Rows = dict[str, dict[str, Any]]
+OPENING = ("basis", "n_items", "commitment", "received_at", "due_at")
+"""What a bundle says of how a request came in: never who asked, not even keyed."""
+_LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
+_ANSWERS = ("RELEASED", "REFUSED", "WITHDRAWN")
+
+
+def facts(events: Sequence[Event], stated: Mapping[str, Mapping[str, Any]]) -> Facts:
+    """The facts in these events, in their order.
+
+    `stated` has the opening of each request whose first event is withheld: the registry's word. Raises BrokenRegistry
+    for events that cannot follow one another, KeyError or TypeError for bodies that are none of ours.
+    """
+    rows: dict[str, Rows] = {name: {} for name in ("request", "adapter", "audit", "evidence", "release")}
+    rows["attestation"] = {}
+    for request_id, opening in stated.items():
+        rows["request"][request_id] = _opened(request_id, opening, proven=False)
+    for event in events:
+        if event.subject_kind != "key":
+            _handler(event)(rows, event, cast(Mapping[str, Any], event.body))
+    found: Facts = {f"{name}s" if name != "evidence" else name: _listed(name, rows[name]) for name in rows}
+    for request in found["requests"]:
+        request["supported"] = _supported(request["id"], found)
+    return found
+
+
+def _handler(event: Event) -> Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]:
+    handler = _HANDLERS.get(event.kind) or _MOVERS.get(event.subject_kind)
+    if handler is None:
+        raise BrokenRegistry("events of this version", "another kind", "Install a newer efface.")
+    return handler
+
+
+def _opened(request_id: str, opening: Mapping[str, Any], *, proven: bool) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        **{name: opening[name] for name in OPENING},
+        "opening": "proven" if proven else "stated",
+        "state": "RECEIVED",
+        "extended_to": None,
+        "answered_at": None,
+        "shredded_at": None,
+        "claim": None,
+    }
+
+
+def _received(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    _new(rows["request"], event.subject_id, _opened(event.subject_id, body, proven=True))
+
+
+def _extended(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    rows["request"][event.subject_id]["extended_to"] = body["until"]
+
+
+def _shredded(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
+    row = rows["request"][event.subject_id]
+    row["shredded_at"] = event.at
+    if row["state"] not in states.ENDED:
+        row["state"] = states.step("request", row["state"], "SHREDDED")
+
+
+def _nothing(_rows: dict[str, Rows], _event: Event, _body: Mapping[str, Any]) -> None:
+    """A beginning that says nothing yet."""
+
+
+def _request_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    """Answered when it was last released, refused or withdrawn, unless it was opened again since."""
+    row = rows["request"][event.subject_id]
+    row["state"] = states.step("request", row["state"], states.named_by(event.kind))
+    row["claim"] = body.get("claim") if row["state"] == "CLOSED" else None
+    if row["state"] in _ANSWERS:
+        row["answered_at"] = event.at
+    if row["state"] == "REOPENED":
+        row["answered_at"] = None
+
+
+def _sealed(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    manifest = body["manifest"]
+    names = ("kind", "base", "quantization", "requests", "trained_on", "files")
+    described = {name: manifest[name] for name in names}
+    row = {"digest": event.subject_id, **described, "state": "SEALED", "sealed_at": event.at}
+    _new(rows["adapter"], event.subject_id, row)
+
+
+def _adapter_moved(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
+    row = rows["adapter"][event.subject_id]
+    row["state"] = states.step("adapter", row["state"], states.named_by(event.kind))
+
+
+def _audited(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    _new(rows["audit"], event.subject_id, {"digest": event.subject_id, **body["record"], "at": event.at})
+
+
+def _evidence(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    _new(rows["evidence"], event.subject_id, {"digest": event.subject_id, **body["record"], "at": event.at})
+
+
+def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    row = {"digest": event.subject_id, "at": event.at, "seq": event.seq}
+    described = {name: body[name] for name in ("about", "predicate", "keys")}
+    _new(rows["attestation"], event.subject_id, row | described)
+
+
+def _candidate(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    names = ("channel", "version", "composition", "digest", "rendered", "reason")
+    row = {
+        **{name: body[name] for name in names},
+        "state": "CANDIDATE",
+        "created_by": event.actor,
+        "created_at": event.at,
+        "audit": None,
+        "approved_by": None,
+        "activated_at": None,
+    }
+    _new(rows["release"], event.subject_id, row)
+
+
+def _release_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    row = rows["release"][event.subject_id]
+    row["state"] = states.step("release", row["state"], states.named_by(event.kind))
+    if row["state"] == "APPROVED":
+        row |= {"audit": body["audit"], "approved_by": event.actor}
+    if row["state"] == "ACTIVE":
+        row["activated_at"] = event.at
+
+
+def _new(rows: Rows, key: str, row: dict[str, Any]) -> None:
+    if key in rows:
+        raise BrokenRegistry("one beginning of each subject", "a second one", "Export the bundle again.")
+    rows[key] = row
+
+
+def _listed(name: str, rows: Rows) -> list[dict[str, Any]]:
+    """Requests by id, releases by version (not as text: prod@10 comes after prod@2), the rest as it happened."""
+    found = list(rows.values())
+    if name == "request":
+        return sorted(found, key=lambda row: row["id"])
+    return sorted(found, key=lambda row: (row["channel"], row["version"])) if name == "release" else found
+
+
+def _supported(request_id: str, found: Facts) -> str | None:
+    """The most that can be claimed, as `claims.supported` finds it in the tables."""
+    mine = {row["digest"] for row in found["adapters"] if request_id in row["requests"]}
+    levels = {row["level"] for row in found["evidence"] if row["request"] == request_id}
+    if any(row["state"] == "ACTIVE" and mine & _parts(row) for row in found["releases"]):
+        levels.add("suppressed")
+    return next((level for level in reversed(_LEVELS) if level in levels), None)
+
+
+def _parts(release: Mapping[str, Any]) -> set[str]:
+    parts: Iterable[Mapping[str, str]] = release["composition"]["parts"]
+    return {part["adapter"] for part in parts}
+
+
+_HANDLERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]] = {
+    "request.received": _received,
+    "request.extended": _extended,
+    "request.shredding": _nothing,
+    "request.shredded": _shredded,
+    "evidence.recorded": _evidence,
+    "adapter.sealed": _sealed,
+    "audit.recorded": _audited,
+    "attestation.recorded": _attested,
+    "release.candidate": _candidate,
+}
+_MOVERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]] = {
+    "request": _request_moved,
+    "adapter": _adapter_moved,
+    "release": _release_moved,
+}

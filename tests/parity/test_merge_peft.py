@@ -1,0 +1,257 @@
+"""Merging on files against PEFT's own merge in memory, and against the adapters unmerged."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_files import contents
+from model_kit import logits
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from efface.adapters import load_base
+from efface.adapters.compose import Part
+from efface.adapters.errors import AdapterError, BaseMismatch, CompositionError, ModelError
+from efface.adapters.merge import RECORD, as_computed, merge
+from efface.adapters.model import fingerprint, keep_nf4_unpacked
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
+    """A LoRA with random A and B, saved by PEFT."""
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}
+    wrapped = get_peft_model(model, LoraConfig(**settings))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
+    wrapped.unload()
+    return folder
+
+
+@pytest.fixture
+def base(tiny_llama: Path, tmp_path: Path) -> Path:
+    """In float32, so that only the merge itself can differ."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.max_new_tokens = 17
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def parts(base: Path, tmp_path: Path) -> list[Part]:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return [
+        Part(adapter(model, tmp_path / "one", 1)),
+        Part(
+            adapter(model, tmp_path / "two", 2, r=2, use_rslora=True, target_modules=["q_proj", "up_proj"]),
+            "0.5",
+        ),
+    ]
+
+
+def peft_merged(base: Path, parts: list[Part]) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for part in parts:
+        wrapped = PeftModel.from_pretrained(model, part.folder)
+        for module in wrapped.modules():
+            if isinstance(getattr(module, "scaling", None), dict):
+                module.scaling["default"] *= float(part.weight)
+        model = wrapped.merge_and_unload()
+    return model
+
+
+@pytest.mark.parametrize("shard", [None, "20KB"])
+def test_it_is_what_peft_merges(base: Path, parts: list[Part], tmp_path: Path, shard: str | None) -> None:
+    expected = logits(peft_merged(base, parts))
+    if shard:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        (base / "model.safetensors").unlink()
+        model.save_pretrained(base, max_shard_size=shard)
+        assert len(list(base.glob("*.safetensors"))) > 2
+    before = contents(base)
+    written: list[int] = []
+    merged = merge(base, parts, tmp_path / "out", on_bytes=written.append)
+    found = AutoModelForCausalLM.from_pretrained(merged.path)
+    torch.testing.assert_close(logits(found), expected, rtol=1e-5, atol=1e-5)
+    assert contents(base) == before
+    assert sum(written) == merged.bytes == sum(p.stat().st_size for p in merged.path.glob("*.safetensors"))
+    assert merged.modules == 14
+    assert merged.base == fingerprint(base)
+    assert merged.fingerprint == fingerprint(merged.path) != merged.base
+    assert merged.fingerprint.tokenizer == merged.base.tokenizer
+    assert merge(base, list(reversed(parts)), tmp_path / "again").fingerprint == merged.fingerprint
+
+
+def test_everything_else_is_carried_and_pickles_are_not(
+    base: Path, parts: list[Part], tmp_path: Path
+) -> None:
+    (base / "pytorch_model.bin").write_bytes(b"a pickle")
+    (base / ".hidden").write_text("x")
+    (base / "README.md").write_text("the base's own card")
+    merged = merge(base, parts, tmp_path / "out").path
+    kept = {path.name for path in base.iterdir()} - {"pytorch_model.bin", ".hidden"}
+    assert {path.name for path in merged.iterdir()} == kept | {RECORD}
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (merged / name).read_bytes() == (base / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(merged)("hamlet").input_ids
+    record = json.loads((merged / RECORD).read_text())
+    assert record["base"] == fingerprint(base).digest
+    assert sorted(part["weight"] for part in record["parts"]) == ["0.5", "1"]
+    card = (merged / "README.md").read_text()
+    assert "*consolidated* once the base is withdrawn" in card
+    assert all(part["adapter"] in card for part in record["parts"])
+
+
+def test_half_precision_is_rounded_once(tiny_llama: Path, parts: list[Part], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "half")
+    merged = load_file(merge(tmp_path / "half", parts[:1], tmp_path / "out").path / "model.safetensors")
+    lora = load_file(parts[0].folder / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (lora[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    weight = model.get_submodule(name).weight.detach()
+    assert torch.equal(merged[f"{name}.weight"], (weight.float() + (b @ (2.0 * a))).to(torch.bfloat16))
+    untouched = "model.embed_tokens.weight"
+    assert torch.equal(merged[untouched], model.get_parameter(untouched).detach())
+
+
+def test_onto_a_quantized_base_it_is_what_that_base_computes_with(
+    base: Path, parts: list[Part], tmp_path: Path
+) -> None:
+    loaded = load_base(base, "nf4")
+    merged = merge(base, parts[:1], tmp_path / "out", onto="nf4")
+    plain = merge(base, parts[:1], tmp_path / "plain")
+    with torch.no_grad():
+        quantized = PeftModel.from_pretrained(loaded.model, parts[0].folder)
+        keep_nf4_unpacked(quantized)
+        wanted = logits(quantized).float()
+    got = logits(AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32))
+    other = logits(AutoModelForCausalLM.from_pretrained(plain.path, dtype=torch.float32))
+    # What is left is bfloat16: the quantized base computes in it.
+    assert (got - wanted).abs().mean() < 0.35 * (other - wanted).abs().mean()
+    assert merged.fingerprint != plain.fingerprint
+
+
+def test_the_dequantized_weights_are_those_of_bitsandbytes(base: Path) -> None:
+    from bitsandbytes import functional as bnb
+
+    model = load_base(base, "nf4").model
+    stored = load_file(base / "model.safetensors")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            exact = bnb.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            assert torch.equal(as_computed(stored[f"{name}.weight"], "nf4"), exact.to(torch.float32)), name
+
+
+def test_the_int8_weights_are_those_of_bitsandbytes(base: Path) -> None:
+    model = load_base(base, "int8").model
+    stored = load_file(base / "model.safetensors")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear8bitLt":
+            exact = module.weight.data.float() * module.weight.SCB[:, None] / 127.0
+            assert torch.equal(as_computed(stored[f"{name}.weight"], "int8"), exact), name
+
+
+def test_gpt2_keeps_its_matrices_turned(tiny_llama: Path, tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=64, n_positions=32)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    lora = adapter(model, tmp_path / "lora", 3, target_modules=["c_attn"], fan_in_fan_out=True)
+    expected = logits(peft_merged(tmp_path / "gpt2", [Part(lora)]))
+    merged = merge(tmp_path / "gpt2", [Part(lora)], tmp_path / "out")
+    found = logits(AutoModelForCausalLM.from_pretrained(merged.path))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def _no_index_entry(base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    (base / "model.safetensors").unlink()
+    model.save_pretrained(base, max_shard_size="20KB")
+    sorted(base.glob("model-*.safetensors"))[1].unlink()
+
+
+def _cut(base: Path) -> None:
+    data = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(data[:-10])
+
+
+def _quantized_on_disk(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+
+
+def _escaping_index(base: Path) -> None:
+    (base / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../other.safetensors"}})
+    )
+
+
+def _another_model(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def _other_shapes(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 5)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "said"),
+    [
+        (_no_index_entry, ModelError, "expected a shard of the checkpoint, got no file"),
+        (_cut, ModelError, "fetch it again"),
+        (_quantized_on_disk, ModelError, "got a checkpoint quantized on disk"),
+        (_escaping_index, ModelError, "names of safetensors files beside it"),
+        (_another_model, BaseMismatch, r"up_proj\.weight in the checkpoint, got none"),
+        (_other_shapes, BaseMismatch, "of another base"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_written(
+    base: Path, parts: list[Part], tmp_path: Path, spoil: Any, error: type[AdapterError], said: str
+) -> None:
+    spoil(base)
+    with pytest.raises(error, match=said):
+        merge(base, parts, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_tied_head_is_refused(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if "lm_head.weight" in load_file(base / "model.safetensors"):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        model.save_pretrained(base)
+    untied = AutoModelForCausalLM.from_pretrained(base)
+    lora = adapter(untied, tmp_path / "lora", 4, target_modules=["lm_head"])
+    with pytest.raises(AdapterError, match=r"shares its weight|base_layer"):
+        merge(base, [Part(lora)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_room_and_nonsense_are_refused(
+    base: Path, parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CompositionError, match="onto to be one of original, nf4, int8"):
+        merge(base, parts, tmp_path / "out", onto="fp8")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(CompositionError, match="not rewritten"):
+        merge(base, parts, tmp_path / "taken")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(CompositionError, match="free bytes"):
+        merge(base, parts, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "taken", "two"]
