@@ -16,18 +16,26 @@ from .output import emit, emit_table, talk
 app = typer.Typer(help="Signing keys.", no_args_is_help=True)
 
 
-@app.command("generate", epilog="Example: efface key generate --out log.key > log.pub")
+@app.command("generate", epilog="Example: efface key generate --out log.key --public log.pub")
 def generate(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the private key goes (0600).")],
+    public_out: Annotated[
+        Path | None,
+        typer.Option("--public", metavar="FILE", help="Where the public key goes too. A new file."),
+    ] = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Make an Ed25519 key. The private half goes to FILE, which must not exist; the public PEM to stdout.
 
     Sign with it by --key FILE or EFFACE_SIGNING_KEY_FILE=FILE.
     """
+    if public_out is not None and public_out.exists():
+        raise typer.BadParameter(f"expected a new file for --public, but {public_out} exists")
     private = signing.generate()
     signing.write_private(private, out)
     public = signing.public_pem(private)
+    if public_out is not None:
+        public_out.write_text(public, encoding="ascii")
     talk.print(f"Keep {out} to yourself: whoever has it can sign.", markup=False, soft_wrap=True)
     emit({"key_id": signing.key_id(public), "public": public, "private": str(out)}, format, public)
 

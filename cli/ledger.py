@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..registry import Registry
+from ..registry import InvalidInput, Registry
 from ..registry import log as read_log
 from ..registry import verify as verify_registry
+from ..registry.checkpoints import TreeHead, parse_note_text, verify_note
 from .failure import BROKEN_REGISTRY
+from .files import public_key
 from .options import DEFAULT_REGISTRY, Format, FormatOption, RegistryOption
 from .output import emit, emit_table, talk
 from .record_acts import ProblemRecord, VerifyRecord
@@ -40,15 +43,28 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Hash every blob and open every vault entry too.")
     ] = False,
+    witness: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--witness", metavar="NOTE", help="A checkpoint that you kept. Repeatable; needs --key."
+        ),
+    ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option("--key", metavar="PEM", help="Public key of the log, as you were given it. Repeatable."),
+    ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     format: FormatOption = Format.text,
 ) -> None:
-    """Check the hash chain, the projections and the blobs. Exit 3 and name each culprit if anything differs.
+    """Check hash chain, projections, signatures, blobs and vault. Exit 3 and name each culprit if anything differs.
+
+    Stored checkpoints must be signed by the registry's own keys. A --witness is a note that `checkpoint create` printed
+    and somebody outside kept: it holds even against whoever has rewritten the ledger and its keys.
 
     Blobs that nothing refers to are no damage: --deep lists them, `efface gc` deletes them.
     """
     with Registry.open(registry) as reg:
-        found = verify_registry(reg, deep=deep)
+        found = verify_registry(reg, deep=deep, witness=_kept(witness or [], key or []))
     problems: list[ProblemRecord] = [
         {"kind": p.kind, "where": p.where, "expected": p.expected, "found": p.found} for p in found.problems
     ]
@@ -62,10 +78,27 @@ def verify(
     }
     lines = [f"{p['kind']}: {p['where']}: expected {p['expected']}, found {p['found']}" for p in problems]
     lines += [f"extra: {digest}" for digest in found.extras]
-    summary = f"{found.events} events, {found.blobs} blobs: " + (
+    signed = f", {found.checkpoints} checkpoints" if found.checkpoints else ""
+    summary = f"{found.events} events, {found.blobs} blobs{signed}: " + (
         "as written" if not problems else "NOT as written"
     )
     emit(record, format, "\n".join([*lines, summary]))
     if found.extras:
         talk.print("Extras are leftovers that no event names: `efface gc` deletes them.")
     raise typer.Exit(BROKEN_REGISTRY if problems else 0)
+
+
+def _kept(notes: list[Path], pems: list[Path]) -> list[TreeHead]:
+    """The tree heads that an outsider kept, each signed by one of the keys under the name of its log."""
+    if notes and not pems:
+        raise typer.BadParameter("expected --key PEM with --witness: a note is worth what its signature is")
+    heads: list[TreeHead] = []
+    for path in notes:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            then = "Pass what `efface checkpoint create` printed."
+            raise InvalidInput(f"a checkpoint's note at {path}", type(error).__name__, then) from error
+        origin = parse_note_text(text.partition("\n\n")[0] + "\n").origin
+        heads.append(verify_note(text, [(origin, public_key(pem)) for pem in pems], origin))
+    return heads

@@ -12,6 +12,7 @@ import typer
 
 from . import (
     adapter,
+    attest,
     audit,
     bundle,
     checkpoint,
@@ -45,6 +46,7 @@ app.add_typer(release.app, name="release")
 app.add_typer(audit.app, name="audit")
 app.add_typer(key.app, name="key")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(attest.app, name="attest")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(vault.app, name="vault")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import record_acts as acts
+from . import record_proofs as proofs
 from . import records as things
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -48,6 +49,19 @@ VERBS: dict[str, Any] = {
     "release push": acts.PushRecord,
     "audit run": acts.AuditRunRecord,
     "audit show": acts.AuditDocument | list[things.AuditRecord],
+    "key generate": proofs.GeneratedKey,
+    "key add": proofs.KeyRecord,
+    "key revoke": proofs.KeyRecord,
+    "key list": list[proofs.KeyRecord],
+    "checkpoint create": proofs.CheckpointRecord,
+    "checkpoint list": list[proofs.CheckpointRecord],
+    "checkpoint prove": proofs.InclusionRecord | proofs.ConsistencyRecord,
+    "attest adapter": proofs.AttestationRecord,
+    "attest audit": proofs.AttestationRecord,
+    "attest release": proofs.AttestationRecord,
+    "attest list": list[proofs.AttestationRecord],
+    "bundle export": proofs.BundleRecord,
+    "bundle verify": proofs.BundleCheck,
     "vault show": acts.VaultRecord,
     "vault rotate": acts.RotateRecord,
     "vault drop-key-file": acts.DropRecord,

@@ -29,6 +29,7 @@ from ..registry import (
     without,
 )
 from ..serving import render
+from .attest import signer
 from .audit import audit_composition, audit_rows, record
 from .bench import Bench, encode_probes
 from .errors import RequestError
@@ -189,6 +190,7 @@ def _release(
     checks.actor(actor)
     checks.reason(reason)
     require_base(bench, composition)
+    signs = signer(registry, actor)
     active = requests_in(registry, composition)
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
@@ -209,10 +211,10 @@ def _release(
                 request_ids=active,
                 facts={"composition": composition.digest},
                 actor=actor,
-            ).digest
-        release = create_release(
-            registry, channel, composition, rendered=rendered, reason=reason, actor=actor
-        )
+            )
+            signs.adapter(registry, rendered)
+        served = rendered.digest if rendered else None
+        release = create_release(registry, channel, composition, rendered=served, reason=reason, actor=actor)
         report = audit_composition(
             bench,
             composition,
@@ -226,6 +228,8 @@ def _release(
             rows=rows,
         )
     audit = record(registry, composition, report, recipe, actor)
+    signs.audit(registry, audit, report)
     if activate and audit.verdict == "pass":
         release = activate_release(registry, channel, release.version, audit=audit.digest, approved_by=actor)
+        signs.release(registry, release)
     return Released(release, report, audit)

@@ -35,6 +35,7 @@ from ..registry import (
     seal_adapter,
     step_request,
 )
+from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, record, request_data
 from .bench import Bench, encode_probes
 from .data import RequestData
@@ -88,6 +89,7 @@ def unlearn(
     """
     checks.actor(actor)
     _require_trainable(get_request(registry, request_id))
+    signs = signer(registry, actor)
     work = Workplace(registry.root / "work" / request_id, resume)
     with _alone(work.folder):
         if not resume:
@@ -98,6 +100,7 @@ def unlearn(
             bench,
             recipe,
             work,
+            signs,
             actor=actor,
             on=on,
             report_to=report_to,
@@ -137,6 +140,7 @@ def _unlearn(
     bench: Bench,
     recipe: Recipe,
     work: Workplace,
+    signs: Signer,
     *,
     actor: str,
     on: Composition | None,
@@ -187,6 +191,7 @@ def _unlearn(
             trained_on=on.digest if on else None,
             actor=actor,
         )
+        signs.adapter(registry, adapter)
         below = on.parts if on else ()
         composition = compose(adapter.base, adapter.quantization, [*below, Part(adapter.digest, "1")])
         folder = scratch / "adapter"
@@ -205,6 +210,7 @@ def _unlearn(
             rows=looked_at,
         )
     audit = record(registry, composition, report, recipe, actor)
+    signs.audit(registry, audit, report)
     if audit.verdict == "pass" and get_request(registry, request_id).state == "TRAINED":
         step_request(registry, request_id, "AUDITED", actor=actor, reason=f"audit {audit.digest} passed")
     return Unlearned(adapter, composition, audit, report, joined(rounds), rounds)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from . import projections, snapshot, verify_signatures
 from .canon import Digest, digest_json
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, TreeHead
 from .errors import BrokenRegistry, RegistryError
 from .ledger import GENESIS
 from .registry import Registry
@@ -31,7 +31,9 @@ class _Expected:
     problems: Sequence[Problem]
 
 
-def verify(reg: Registry, *, deep: bool = False, witness: Sequence[Checkpoint] = ()) -> Verification:
+def verify(
+    reg: Registry, *, deep: bool = False, witness: Sequence[TreeHead | Checkpoint] = ()
+) -> Verification:
     """Check database, schema, hash chain, projections, signatures, blobs and vault; `deep` re-reads every byte.
 
     Problems come in that order; of the events the first one named is the first bad one. A copy without a

@@ -12,7 +12,7 @@ from typing import Any, cast
 from . import approvals, attest, checkpoints, dsse, keys, log_checkpoints, merkle, statements
 from .blob_store import BlobStore
 from .canon import parse
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, TreeHead
 from .errors import GateFailed, RegistryError
 from .log_checkpoints import SignedCheckpoint
 from .merkle import Frontier
@@ -31,7 +31,10 @@ def known_keys(tables: Tables, events: Iterable[Event]) -> Known:
 
 
 def check_checkpoints(
-    rows: Sequence[Row], events: Sequence[Event], known: Known | None, witness: Sequence[Checkpoint] = ()
+    rows: Sequence[Row],
+    events: Sequence[Event],
+    known: Known | None,
+    witness: Sequence[TreeHead | Checkpoint] = (),
 ) -> tuple[list[Problem], int]:
     """What is wrong with the stored checkpoints and with those an outsider kept, and how many there are.
 
@@ -97,7 +100,9 @@ def _signature_problem(signed: SignedCheckpoint, known: Known) -> Problem | None
     return None
 
 
-def _root_problem(made: Checkpoint, roots: Mapping[int, str], events: int, name: str) -> Iterator[Problem]:
+def _root_problem(
+    made: Checkpoint | TreeHead, roots: Mapping[int, str], events: int, name: str
+) -> Iterator[Problem]:
     where = f"{name} {made.tree_size}"
     if made.tree_size > events:
         yield Problem("checkpoint", where, f"{made.tree_size} events", f"{events}")
