@@ -196,11 +196,19 @@ def _check_sealable(db: Tables, digest: str, manifest: Mapping[str, JSON]) -> bo
         state = requests.load(db, request_id).state
         if manifest["kind"] == "trained" and state not in (*_RETRAINABLE, "TRAINED", "RELEASED"):
             raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
-    trained_on = manifest["trained_on"]
-    if trained_on and db.get("composition", trained_on) is None:
+    if manifest["trained_on"] is not None:
+        _check_below(db, cast(str, manifest["trained_on"]), cast(str, manifest["base"]))
+    return True
+
+
+def _check_below(db: Tables, trained_on: str, base: str) -> None:
+    below = db.get("composition", trained_on)
+    if below is None:
         then = "Create a release of it first, or train on the bare base."
         raise NotFound(f"composition {trained_on} in a release", "an unknown digest", then)
-    return True
+    if below["base"] != base:
+        came = f"one on {below['base']}"
+        raise InvalidInput(f"trained_on as a composition on base {base}", came, "Train it on this base.")
 
 
 def _mark_trained(tx: Writer, digest: str, manifest: Mapping[str, JSON]) -> None:

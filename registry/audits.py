@@ -72,7 +72,10 @@ def list_audits(reg: Registry, composition: str | None = None) -> list[Audit]:
 
 
 def find_audit(reg: Registry, *, composition: str, precision: str, suite: str) -> Audit:
-    """The newest audit of a composition at a precision with a suite, passed or not. Raises NotFound."""
+    """The newest audit of a composition at a precision with a suite, passed or not. Raises NotFound, InvalidInput."""
+    checks.digest(composition, "composition")
+    checks.token(precision, "precision")
+    checks.token(suite, "suite")
     for audit in reversed(list_audits(reg, composition)):
         if (audit.precision, audit.suite) == (precision, suite):
             return audit

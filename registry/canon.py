@@ -40,13 +40,15 @@ def canonical(value: JSON) -> bytes:
 
 
 def parse(text: str | bytes) -> JSON:
-    """The value of a JSON text; strict: no NaN, no repeated keys. Raises InvalidInput.
+    """The value of a JSON text; strict: no NaN, no repeated keys, no number beyond the doubles. Raises InvalidInput.
 
     Integers beyond 2^53-1 come back as floats: RFC 8785 writes 1e16 without an exponent, and reading its own
     output back must give the same canonical bytes.
     """
     try:
-        return json.loads(text, parse_int=_integer, parse_constant=_refuse, object_pairs_hook=_object)
+        return json.loads(
+            text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_object
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidInput("UTF-8 JSON without repeated keys", type(error).__name__, _FIX_JSON) from error
 
@@ -81,7 +83,11 @@ def timestamp(moment: datetime) -> str:
     """`2026-01-31T09:00:00.000000Z`. Raises InvalidInput for a datetime without a time zone."""
     if moment.tzinfo is None:
         raise InvalidInput("a datetime with a time zone", "one without", "Pass datetime(…, tzinfo=UTC).")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:  # the first and the last hours of the calendar, in another zone
+        raise InvalidInput("a time in the years 1 to 9999 in UTC", "another", "Check the date.") from None
+    return utc.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -145,6 +151,8 @@ def _plain(value: JSON) -> JSON:
     """Dicts and lists all the way down (rfc8785 takes no other containers); refuses non-finite floats."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidInput("finite numbers", "NaN or an infinity", "Leave the key out or write null.")
+    if isinstance(value, int) and abs(value) > LARGEST_EXACT_INTEGER:
+        raise InvalidInput("integers below 2^53", "a larger one", "Write it as text, or as a float.")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -156,7 +164,13 @@ def _plain(value: JSON) -> JSON:
 
 def _integer(text: str) -> int | float:
     number = int(text)
-    return number if abs(number) <= LARGEST_EXACT_INTEGER else float(text)
+    return number if abs(number) <= LARGEST_EXACT_INTEGER else _finite(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("a number beyond the doubles")
+    return number
 
 
 def _small(text: str) -> int:

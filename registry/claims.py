@@ -4,8 +4,9 @@
     consolidated   the forgetting is in the weights: a merged base that passed its audit, the one before withdrawn
     erased         a model that never saw the rows, or no longer: retrained without them, or their shard dropped
 
-The first is read off the active releases. The other two happen outside of any channel, so someone records them as
-`Evidence`, with the digest of the model that came of it and an audit of that model that passed.
+The first is read off the active releases. The other two are made elsewhere, so someone records them as `Evidence`,
+with the digest of the base that came of it and an audit of that base that passed. From then on a release on that base
+forgets the request without any adapter; and the evidence counts for nothing while a channel serves the base before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, get_args
 from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states
 from .canon import JSON, digest_json, parse
 from .errors import Conflict, GateFailed, InvalidInput
-from .registry import Registry
+from .registry import Registry, Writer
 from .tables import Row, Tables
 from .types import ClaimLevel, Evidence, ForgetRequest
 
@@ -67,6 +68,7 @@ def record_evidence(
         digest = digest_json(record)
         if tx.db.get("evidence", digest) is None:
             ledger.append(tx, "evidence.recorded", digest, {"record": record})
+            _mark_released(tx, request_id, digest)
         return _evidence(tx.db.find("evidence", digest=digest)[0])
 
 
@@ -86,10 +88,23 @@ def supported_claim(reg: Registry, request_id: str) -> ClaimLevel | None:
 
 def supported(db: Tables, request_id: str) -> ClaimLevel | None:
     """As `supported_claim`, inside a transaction."""
-    found = {row["level"] for row in db.find("evidence", request=request_id)}
+    served = release_rows.served_bases(db)
+    pairs = db.find("adapter_request", order="adapter", request=request_id)
+    before = {adapter.base for adapter in adapters.load_many(db, [pair["adapter"] for pair in pairs])}
+    recorded = [_evidence(row) for row in db.find("evidence", request=request_id)]
+    found = {one.level for one in recorded if not (before - {one.artefact}) & served}
     if release_rows.channels_of(db, request_id):
         found.add("suppressed")
     return next((level for level in reversed(LEVELS) if level in found), None)
+
+
+def overstated(db: Tables) -> list[str]:
+    """Closed requests of which more is claimed than evidence shows now: the base before is served again."""
+    named = sorted({row["request"] for row in db.find("evidence")})
+    found = [requests.load(db, request_id) for request_id in named]
+    return [
+        one.id for one in found if one.claim_level and _rank(one.claim_level) > _rank(supported(db, one.id))
+    ]
 
 
 def close_request(reg: Registry, request_id: str, *, claim: str | None = None, actor: str) -> ForgetRequest:
@@ -101,17 +116,28 @@ def close_request(reg: Registry, request_id: str, *, claim: str | None = None, a
         checks.choice(claim, "claim", LEVELS)
     with reg.write(actor) as tx:
         request = requests.load(tx.db, request_id)
-        if request.state != "SHREDDED":
+        if request.shredded_at is None or request.state not in ("RELEASED", "SHREDDED"):
             then = f"Shred its rows first: efface request shred {request_id}"
             raise Conflict(f"{request_id} released and shredded", request.state, then)
         shown = supported(tx.db, request_id)
         level = claim or shown
-        if shown is None or level is None or LEVELS.index(level) > LEVELS.index(shown):
+        if level is None or _rank(level) > _rank(shown):
             came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
             then = "Claim less, or record the merge or retraining: efface request evidence."
             raise GateFailed("a claim that the evidence shows", came, then)
         ledger.append(tx, "request.closed", request_id, {"claim": level})
         return requests.load(tx.db, request_id)
+
+
+def _rank(level: str | None) -> int:
+    return -1 if level is None else [str(one) for one in LEVELS].index(level)
+
+
+def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:
+    """A channel may serve the base already: the evidence says what it forgets."""
+    waiting = requests.load(tx.db, request_id).state not in states.IN_FORCE
+    if waiting and request_id in release_rows.released(tx.db):
+        requests.advance(tx, request_id, "RELEASED", {"evidence": evidence})
 
 
 def _evidence(row: Row) -> Evidence:

@@ -42,9 +42,9 @@ def compose(
 def without(composition: Composition, adapters: Iterable[str]) -> Composition:
     """The composition less these adapters. Raises InvalidInput for one that it does not hold."""
     leaving = set(adapters)
-    if missing := leaving - set(composition.adapters):
+    if missing := [checks.digest(one, "adapter") for one in sorted(leaving - set(composition.adapters))]:
         held = ", ".join(composition.adapters) or "no adapter"
-        raise InvalidInput(f"adapters of the composition ({held})", ", ".join(sorted(missing)), "Name those.")
+        raise InvalidInput(f"adapters of the composition ({held})", ", ".join(missing), "Name those.")
     kept = [part for part in composition.parts if part.adapter not in leaving]
     return compose(composition.base, composition.quantization, kept, composition.render)
 

@@ -57,7 +57,8 @@ def sqlite(path: Path, *, mode: str = "rw") -> sa.Engine:
             raise
         return connection
 
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool.NullPool)
+    # Neither logs nor the texts of errors quote values.
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool.NullPool, hide_parameters=True)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -66,7 +67,7 @@ def postgres(url: str) -> sa.Engine:
     """An engine for `postgresql://…`. Raises InvalidInput for a URL that is none; connects at the first use."""
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=5)
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, hide_parameters=True)
     except (ArgumentError, ImportError) as error:
         missing = isinstance(error, ImportError)
         came = "no psycopg" if missing else "another URL"

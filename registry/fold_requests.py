@@ -32,6 +32,10 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     """The next state. A claim stands while the request is closed."""
     row = need(db, "forget_request", event.subject_id)
     state = states.step("request", row["state"], states.named_by(event.kind))
+    if state == "CLOSED" and row["shredded_at"] is None:
+        raise BrokenRegistry(
+            "a request that is shredded before it is closed", row["state"], "Run `efface verify`."
+        )
     claim = body.get("claim") if state == "CLOSED" else None
     db.update("forget_request", (event.subject_id,), state=state, claim_level=claim, updated_at=event.at)
 
@@ -45,13 +49,15 @@ def shredding(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
 
 
 def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
-    """Its rows are gone. A released request moves on; one that was refused or withdrawn stays what it is."""
+    """Its rows are gone. A released request moves on; any other stays what it is.
+
+    That is one that was refused or withdrawn, or that was rolled back while a cut-off shredding waited for its end.
+    """
     row = need(db, "forget_request", event.subject_id)
     if row["shredding_at"] is None or row["shredded_at"] is not None:
         came = "one without a beginning, or a second one"
         raise BrokenRegistry("a shredding that has begun", came, "Run `efface verify`.")
-    kept = row["state"] in states.ENDED
-    state = row["state"] if kept else states.step("request", row["state"], "SHREDDED")
+    state = states.step("request", "RELEASED", "SHREDDED") if row["state"] == "RELEASED" else row["state"]
     changes = {"state": state, "shredded_at": event.at, "updated_at": event.at}
     db.update("forget_request", (event.subject_id,), **changes)
 

@@ -138,8 +138,8 @@ def plan_from_json(value: Mapping[str, JSON]) -> GcPlan:
         if not all(_typed(item) for item in items):
             raise TypeError("a field of another type")
         return GcPlan(items, int(fields["min_age_seconds"]), checks.digest(fields["digest"], "digest"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput("a plan of `efface gc`", type(error).__name__, _MAKE_ANOTHER) from error
+    except (KeyError, TypeError, ValueError) as error:  # whose texts quote what is in it
+        raise InvalidInput("a plan of `efface gc`", type(error).__name__, _MAKE_ANOTHER) from None
 
 
 def _blobs(

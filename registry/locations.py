@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from .errors import InvalidInput
 
@@ -42,14 +42,24 @@ def locate(url: str | Path) -> Location:
         if path.startswith("/") and len(path) > 1:
             return _beside(Path(path[1:]), None, options)
     if scheme in _SERVERS:
-        parts = urlsplit(text)
+        parts = _split(text)
         options = _options(parts.query, known_only=False)
-        kept = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in _OURS])
-        server = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        kept = urlencode([pair for pair in pairs if pair[0] not in _OURS])
+        # Not urlunsplit: it writes postgresql:/db where there is no host (a local socket).
+        server = f"postgresql://{parts.netloc}{parts.path}" + (f"?{kept}" if kept else "")
         root = options.get("root") or os.environ.get("EFFACE_ROOT") or ".efface"
         return _beside(Path(root), server, options)
     expected = "a folder, sqlite:///folder or postgresql://user@host/database"
-    raise InvalidInput(expected, f"{scheme}://…", "Use one of these as --registry.")
+    raise InvalidInput(expected, "another URL", "Use one of these as --registry.")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # its text quotes the URL
+        expected = "postgresql://user@host/database"
+        raise InvalidInput(expected, "another URL", "Check the brackets of its host.") from None
 
 
 def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location:
@@ -59,7 +69,6 @@ def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location
 
 def _options(query: str, *, known_only: bool) -> dict[str, str]:
     pairs = parse_qsl(query)
-    unknown = sorted({name for name, _ in pairs} - {"blobs"})
-    if known_only and unknown:
-        raise InvalidInput("the parameter blobs=…", ", ".join(unknown)[:100], "Leave the others out.")
+    if known_only and {name for name, _ in pairs} - {"blobs"}:
+        raise InvalidInput("the parameter blobs=…", "others", "Leave them out.")
     return {name: value for name, value in pairs if name in _OURS}

@@ -8,13 +8,14 @@ from .tables import Tables
 from .types import Audit, Composition, Release
 
 STACKABLE = ("trained", "consolidated")
+IN_USE = ("SEALED", "QUALIFIED")
 
 
 def parts(db: Tables, composition: Composition) -> None:
     """Its adapters are sealed, trained, on its base, and their requests in force."""
     loaded = adapters.load_many(db, composition.adapters)
     for adapter in loaded:
-        if adapter.kind not in STACKABLE or adapter.state not in ("SEALED", "QUALIFIED"):
+        if adapter.kind not in STACKABLE or adapter.state not in IN_USE:
             came = f"{adapter.digest}, {adapter.kind} and {adapter.state}"
             raise InvalidInput("trained adapters that are sealed", came, "Leave it out.")
         _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
@@ -24,12 +25,13 @@ def parts(db: Tables, composition: Composition) -> None:
 def rendered(db: Tables, composition: Composition, digest: str) -> None:
     """`digest` is a rendered adapter on the composition's base, and of no other composition."""
     adapter = adapters.load(db, digest)
-    if adapter.kind != "rendered":
-        raise InvalidInput("a rendered adapter", f"{digest}, {adapter.kind}", "Render the composition first.")
+    if adapter.kind != "rendered" or adapter.state not in IN_USE:
+        came = f"{digest}, {adapter.kind} and {adapter.state}"
+        raise InvalidInput("a rendered adapter that is sealed", came, "Render the composition first.")
     _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
     stated = adapter.facts.get("composition", composition.digest)
     if stated != composition.digest:
-        raise InvalidInput(f"a rendering of {composition.digest}", f"one of {stated}", "Render it again.")
+        raise InvalidInput(f"a rendering of {composition.digest}", "one of another", "Render it again.")
 
 
 def _check_base(composition: Composition, base: str, quantization: str, adapter: str) -> None:
@@ -42,7 +44,8 @@ def _check_base(composition: Composition, base: str, quantization: str, adapter:
 
 
 def _check_not_ended(db: Tables, composition: Composition) -> None:
-    for request_id in sorted(release_rows.requests_of(db, composition)):
+    held = release_rows.members(db, composition).values()
+    for request_id in sorted({request for found in held for request in found}):
         if (state := requests.load(db, request_id).state) in states.ENDED:
             raise Conflict(f"{request_id} in force", state, "Leave its adapter out of the release.")
 

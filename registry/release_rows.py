@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from . import adapters, checks, compositions
+from .canon import parse
 from .errors import NotFound
 from .tables import Row, Tables, chunks
 from .types import Composition, Release
@@ -18,17 +19,34 @@ def members(db: Tables, composition: Composition) -> dict[str, set[str]]:
 
 
 def requests_of(db: Tables, composition: Composition) -> set[str]:
-    """The requests that the composition's adapters forget."""
-    return {request for found in members(db, composition).values() for request in found}
+    """The requests that the composition forgets: by its adapters, or by its base, as evidence shows."""
+    held = {request for found in members(db, composition).values() for request in found}
+    return held | made_for(db).get(composition.base, set())
 
 
 def released(db: Tables) -> set[str]:
-    """The requests in the active release of any channel."""
+    """The requests that the active release of any channel forgets."""
     active_now = {row["composition"] for row in db.find("release", state="ACTIVE")}
     held = {
         row["adapter"] for digest in active_now for row in db.find("composition_part", composition=digest)
     }
-    return _requests(db, sorted(held))
+    made, bases = made_for(db), served_bases(db)
+    return _requests(db, sorted(held)).union(*(made.get(base, ()) for base in bases))
+
+
+def served_bases(db: Tables) -> set[str]:
+    """The bases under the active releases."""
+    active_now = {row["composition"] for row in db.find("release", state="ACTIVE")}
+    return {row["base"] for some in chunks(sorted(active_now)) for row in db.find("composition", digest=some)}
+
+
+def made_for(db: Tables) -> dict[str, set[str]]:
+    """Base → the requests that it was merged or retrained for, as evidence shows."""
+    found: dict[str, set[str]] = {}
+    for row in db.find("evidence"):
+        record: Any = parse(row["record"])
+        found.setdefault(record["artefact"], set()).add(row["request"])
+    return found
 
 
 def channels_of(db: Tables, request_id: str) -> list[Release]:

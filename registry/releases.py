@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import adapters, audits, checks, compositions, ledger, release_checks, release_rows, requests, states
+from . import (
+    adapters,
+    audits,
+    checks,
+    claims,
+    compositions,
+    ledger,
+    release_checks,
+    release_rows,
+    requests,
+    states,
+)
 from .canon import JSON
 from .errors import Conflict, GateFailed, InvalidInput, NotFound
 from .registry import Registry, Writer
 from .types import Audit, Composition, Release, ReleaseDiff
-
-_IN_FORCE = ("RELEASED", "SHREDDED", "CLOSED")
 
 
 def create_release(
@@ -29,6 +38,8 @@ def create_release(
     """
     checks.channel(channel)
     checks.reason(reason)
+    if rendered is not None:
+        checks.digest(rendered, "rendered")
     composition = compositions.compose(
         composition.base, composition.quantization, composition.parts, composition.render
     )
@@ -70,8 +81,9 @@ def activate_release(
 ) -> Release:
     """Make a release the channel's active one: an approved one, or a candidate together with its `audit`.
 
-    The active one before it is superseded; requests whose adapters it holds become RELEASED, and those that
-    are in no active release any more REOPENED. Doing it again changes nothing. `approved_by` is who acts.
+    The active one before it is superseded; requests that it forgets become RELEASED, by an adapter in it or by
+    evidence about its base, and those that no active release forgets any more, or of which a claim does not
+    hold any more, REOPENED. Doing it again changes nothing. `approved_by` is who acts.
     Raises GateFailed for evidence that does not carry it, Conflict for a release in another state or older than
     the active one; nothing is written then.
     """
@@ -168,7 +180,8 @@ def plan_removal(reg: Registry, channel: str, request_ids: Iterable[str]) -> Com
         members = release_rows.members(db, composition)
         held = {request for found in members.values() for request in found}
         if not removing or removing - held:
-            came = ", ".join(sorted(removing - held)) or "none"
+            others = [row["id"] for row in db.find("forget_request", id=frozenset(removing - held))]
+            came = ", ".join(others) or ("unknown ids" if removing else "none")
             raise InvalidInput(
                 f"requests of {channel} ({', '.join(sorted(held))})", came, "Name some of them."
             )
@@ -202,12 +215,12 @@ def _activate(tx: Writer, release: Release, previous: Release | None, evidence: 
 def _move_requests(tx: Writer, release: Release, before: set[str]) -> None:
     note: dict[str, JSON] = {"release": f"{release.channel}@{release.version}"}
     after = release_rows.released(tx.db)
-    for request_id in sorted(release_rows.requests_of(tx.db, release.composition)):
-        if requests.load(tx.db, request_id).state not in _IN_FORCE:
-            requests.advance(tx, request_id, "RELEASED", note)
-    for request_id in sorted(before - after):
-        if requests.load(tx.db, request_id).state in _IN_FORCE:
+    for request_id in sorted((before - after).union(claims.overstated(tx.db))):
+        if requests.load(tx.db, request_id).state in states.IN_FORCE:
             requests.advance(tx, request_id, "REOPENED", {**note, "reason": release.reason})
+    for request_id in sorted(release_rows.requests_of(tx.db, release.composition)):
+        if requests.load(tx.db, request_id).state not in (*states.IN_FORCE, *states.ENDED):
+            requests.advance(tx, request_id, "RELEASED", note)
 
 
 def _move(tx: Writer, release: Release, state: str, body: dict[str, JSON]) -> None:

@@ -77,7 +77,7 @@ def execute(plan: ShredPlan) -> None:
     Raises Conflict, with everything listed destroyed up to there, when a file was replaced by a link or another
     came into a folder; and, with nothing destroyed, while the request is being trained.
     """
-    with _untrained(plan):
+    with untrained(plan):
         for file in plan.files:
             with _parent(plan.root, file.path) as (folder, name):
                 _destroy(folder, name, file.path)
@@ -183,8 +183,8 @@ def _remove(folder: int | None, name: str, path: str) -> None:
 
 
 @contextmanager
-def _untrained(plan: ShredPlan) -> Generator[None]:
-    """Hold the lock of the request's training, which lies beside its checkpoints (`efface.recipes`)."""
+def untrained(plan: ShredPlan) -> Generator[None]:
+    """Hold the lock of the request's training, which lies beside its checkpoints (`efface.recipes`), or Conflict."""
     work = plan.root / "work"
     if not work.is_dir():
         yield

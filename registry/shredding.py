@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import ledger, requests, shred, states
 from .canon import parse_timestamp
-from .errors import Conflict
+from .errors import Conflict, NotFound
 from .registry import Registry
 from .shred import ShredPlan
 from .types import ForgetRequest
@@ -24,7 +24,9 @@ def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetReques
     """Destroy a request's rows for good; the ledger still verifies, and a repeat request is still recognised.
 
     For a request that is released, refused or withdrawn: before that its rows are needed. A released one becomes
-    SHREDDED. Doing it again is not an error. Raises NotFound, Conflict (its state, or it is being trained).
+    SHREDDED. Doing it again is not an error, and finishes one that was cut off, whatever became of the request
+    since. Raises NotFound, also for rows that the vault does not have, and Conflict (its state, or it is being
+    trained); nothing is written then.
     """
     with reg.write(actor) as tx:
         request = requests.load(tx.db, request_id)
@@ -32,7 +34,9 @@ def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetReques
             return request
         _check(request)
         if request.shredding_at is None:
-            ledger.append(tx, "request.shredding", request_id, {})
+            _check_vault(reg, request_id)
+            with shred.untrained(shred.plan_shred(reg.root, request_id)):
+                ledger.append(tx, "request.shredding", request_id, {})
     with reg.write(actor) as tx:
         request = requests.load(tx.db, request_id)
         if request.shredded_at is not None:  # another process finished it meanwhile
@@ -44,6 +48,13 @@ def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetReques
 
 
 def _check(request: ForgetRequest) -> None:
-    if request.shredded_at is None and request.state not in states.SHREDDABLE:
+    if request.shredding_at is None and request.state not in states.SHREDDABLE:
         then = "Release, refuse or withdraw it first: until then its rows are needed."
         raise Conflict(f"{request.id} as {' or '.join(states.SHREDDABLE)}", request.state, then)
+
+
+def _check_vault(reg: Registry, request_id: str) -> None:
+    """Whether there is something to destroy: else a shredding would begin that cannot end."""
+    if not reg.vault.has(request_id) and reg.vault.tombstone(request_id) is None:
+        then = "Restore the vault folder: what it held cannot be destroyed while it is elsewhere."
+        raise NotFound(f"a vault entry for {request_id}", "none", then)

@@ -1,8 +1,8 @@
 """The life of a request, an adapter and a release, as data, and the one function that moves them.
 
 A request: RECEIVED → VERIFIED → ACCEPTED → TRAINED → AUDITED → RELEASED → SHREDDED → CLOSED. It goes back to
-TRAINED when another adapter is trained for it, and to REOPENED when the last active release that holds its
-adapter is rolled back, however far it had come.
+TRAINED when another adapter is trained for it, and to REOPENED when the last active release that forgets it is
+rolled back, however far it had come. Released again after its rows were shredded, it is closed from RELEASED.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REQUEST: Table = {
     "ACCEPTED": ("TRAINED", "REFUSED", "WITHDRAWN"),
     "TRAINED": ("AUDITED", "WITHDRAWN"),
     "AUDITED": ("RELEASED", "TRAINED", "WITHDRAWN"),
-    "RELEASED": ("SHREDDED", "REOPENED"),
+    "RELEASED": ("SHREDDED", "CLOSED", "REOPENED"),
     "SHREDDED": ("CLOSED", "REOPENED"),
     "CLOSED": ("REOPENED",),
     "REOPENED": ("TRAINED", "REFUSED", "WITHDRAWN"),
@@ -30,6 +30,8 @@ REQUEST: Table = {
 }
 ENDED = ("REFUSED", "WITHDRAWN")
 """A request in one of these is answered without forgetting anything."""
+IN_FORCE = ("RELEASED", "SHREDDED", "CLOSED")
+"""A request in one of these is forgotten by an active release."""
 SHREDDABLE = ("RELEASED", *ENDED)
 """Rows are needed for training and auditing before, and are gone after."""
 ADAPTER: Table = {

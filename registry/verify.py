@@ -128,7 +128,11 @@ def _vault_problems(reg: Registry, requests: Sequence[Row], deep: bool) -> Itera
     if not reg.vault.folder.is_dir():
         return
     for row in requests:
-        if (found := _vault_problem(reg, row, deep)) is not None:
+        try:
+            found = _vault_problem(reg, row, deep)
+        except (RegistryError, OSError) as error:  # a damaged mark, or an id that an event was given
+            found = Problem("vault-damaged", row["id"], "an entry that can be looked at", said(error))
+        if found is not None:
             yield found
 
 

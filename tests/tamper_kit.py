@@ -1,0 +1,106 @@
+"""A registry in which everything has happened, and its database as rows, read without any of our code."""
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lifecycle_kit import MERGED, alone, proven
+from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
+
+from efface.registry import (
+    Registry,
+    approve_release,
+    close_request,
+    compose,
+    create_release,
+    extend_request,
+    purge_adapter,
+    reject_adapter,
+    retire_adapter,
+    shred_request,
+    step_request,
+    withdraw_release,
+)
+from efface.registry.tables import ALL
+
+Rows = Mapping[str, Mapping[str, tuple[Any, ...]]]
+TRIGGERS = ("event_is_never_updated", "event_is_never_deleted", "event_follows_the_last")
+
+
+def everything_happened(work: Path) -> Path:
+    """Every kind of event of requests, adapters, audits, evidence and releases."""
+    root = work / "registry"
+    with Registry.open(root, create=True, clock=Clock()) as reg:
+        received = datetime(2026, 2, 27, tzinfo=UTC)
+        legal = ask(reg, basis="gdpr17", subject_ref="Zoë", received_at=received)
+        extend_request(reg, legal, months=2, reason="many rows", actor="ana")
+        step_request(reg, legal, "VERIFIED", actor="ana")
+        first = seal(reg, lora(work / "first", 1), [legal])
+        release(reg, stack([first]))
+        above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)
+        release(reg, compose(BASE, "nf4", [(first.digest, 1), (above.digest, "0.5")]))
+        shred_request(reg, legal, actor="ana")
+        close_request(reg, legal, actor="ana")
+        merged = ask(reg, basis="ccpa", subject_ref="Ana")
+        proven(reg, merged)
+        _, spare = answered(reg, work, 3)
+        reject_adapter(reg, spare.digest, reason="too weak", actor="ana")
+        retire_adapter(reg, spare.digest, reason="too weak", actor="ana")
+        purge_adapter(reg, spare.digest, reason="too weak", actor="ana")
+        refused = ask(reg)
+        step_request(reg, refused, "REFUSED", actor="ana", reason="no identity")
+        shred_request(reg, refused, actor="ana")
+        for _ in range(2):
+            create_release(reg, "canary", alone(MERGED, "nf4"), rendered=None, reason="try", actor="ana")
+        evidence = audited(reg, alone(MERGED, "nf4"))
+        approve_release(reg, "canary", 1, audit=evidence.digest, approved_by="ben")
+        withdraw_release(reg, "canary", 1, reason="a mistake", actor="ben")
+        release(reg, stack([first]))
+    return root
+
+
+def rows(path: Path) -> Rows:
+    """Table → key → row, of every table, in the bytes that are stored. Raises sqlite3.Error."""
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    with closing(sqlite3.connect(path)) as db:
+        db.text_factory = bytes
+        for table in ALL.values():
+            query = f"SELECT {', '.join(table.columns)} FROM {table.name} NOT INDEXED"
+            found[table.name] = {_key(row[: table.keys]): tuple(row) for row in db.execute(query)}
+    return found
+
+
+def changed(before: Rows, after: Rows) -> set[str]:
+    """The rows that are not what they were, named as `verify` names them."""
+    return {
+        name_of(table, key)
+        for table in before
+        for key in before[table].keys() | after[table].keys()
+        if before[table].get(key) != after[table].get(key)
+    }
+
+
+def name_of(table: str, key: str) -> str:
+    """How `verify` names a row."""
+    return {"event": f"event {key}", "head": "head"}.get(table, f"{table}[{key}]")
+
+
+def update(db: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> None:
+    """Run SQL as somebody would who owns the file: triggers dropped, and put back afterwards."""
+    triggers = [row[0] for row in db.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'")]
+    for name in TRIGGERS:
+        db.execute(f"DROP TRIGGER {name}")
+    try:
+        db.execute(statement, values)
+    finally:
+        for sql in triggers:
+            db.execute(sql)
+
+
+def _key(cells: tuple[Any, ...]) -> str:
+    return ", ".join(
+        cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in cells
+    )
