@@ -1,8 +1,9 @@
 """Evidence bundles: one file that shows what became of a request, or what a channel is, to someone without a registry.
 
-It holds no rows, no weights, nothing of the vault, and nothing of who asked: the first event of a request with a
-subject is there as a hash, unless `with_subject` says that its keyed reference may go along. The same registry gives
-the same bytes. `bundle_members` says what is inside, `bundle_verify` reads it.
+It holds no rows, no weights, nothing of the vault, and nothing of who asked: the event with the keyed reference is left
+out, unless `with_subject` says that it may go along. (Efface 0.1.0 put the reference into a request's first event: that
+one is there as a hash.) The same registry gives the same bytes. `bundle_members` says what is inside, `bundle_verify`
+reads it.
 """
 
 from __future__ import annotations
@@ -89,10 +90,10 @@ def export_bundle(
     if (request is None) == (channel is None):
         raise InvalidInput("a request or a channel", "both or neither", "Name one of them.")
     about: dict[str, JSON] = {"kind": "request" if channel is None else "channel", "id": request or channel}
-    taken = _take(reg, request, channel)
+    taken = _take(reg, request, channel, with_subject=with_subject)
     if private is not None and not taken.covered:
         log_checkpoints.make_checkpoint(reg, private, origin=_origin(taken, origin))
-        taken = _take(reg, request, channel)
+        taken = _take(reg, request, channel, with_subject=with_subject)
     members = _members(reg, about, taken, with_subject=with_subject)
     data = bundle_members.sealed(about, members)
     _write(Path(path), data)
@@ -107,7 +108,7 @@ def export_bundle(
     )
 
 
-def _take(reg: Registry, request: str | None, channel: str | None) -> _Taken:
+def _take(reg: Registry, request: str | None, channel: str | None, *, with_subject: bool) -> _Taken:
     with reg.read() as db:
         concerned = (
             bundle_gather.of_request(db, request or "")
@@ -116,7 +117,7 @@ def _take(reg: Registry, request: str | None, channel: str | None) -> _Taken:
         )
         newest = log_checkpoints.newest_trusted(db)
         signers = newest.keys if newest else ()
-        events = bundle_gather.events_of(db, concerned, signers)
+        events = bundle_gather.events_of(db, concerned, signers, with_subject=with_subject)
         hashes = list(log_checkpoints.hashes_of(db))
         if newest is not None and bundle_gather.covers(newest, events):
             hashes = hashes[: newest.checkpoint.tree_size]

@@ -169,6 +169,7 @@ def _parts(release: Mapping[str, Any]) -> set[str]:
 
 _HANDLERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]] = {
     "request.received": _received,
+    "request.identified": _nothing,
     "request.extended": _extended,
     "request.shredding": _nothing,
     "request.shredded": _shredded,

@@ -49,8 +49,10 @@ def of_channel(db: Tables, channel: str) -> Concerned:
     return _concerned(db, answered, adapters, releases)
 
 
-def events_of(db: Tables, concerned: Concerned, signers: Iterable[str]) -> list[Event]:
-    """The events of these subjects and of the keys that signed for them, in order."""
+def events_of(
+    db: Tables, concerned: Concerned, signers: Iterable[str], *, with_subject: bool = False
+) -> list[Event]:
+    """The events of these subjects and of the keys that signed for them, in order; who asked only if told to."""
     ids = {
         "request": concerned.requests,
         "adapter": concerned.adapters,
@@ -62,7 +64,12 @@ def events_of(db: Tables, concerned: Concerned, signers: Iterable[str]) -> list[
     }
     wanted = {subject for found in ids.values() for subject in found}
     rows = _among(db, "event", "subject_id", wanted)
-    found = [row for row in rows if row["subject_id"] in ids.get(row["subject_kind"], ())]
+    found = [
+        row
+        for row in rows
+        if row["subject_id"] in ids.get(row["subject_kind"], ())
+        and (with_subject or row["kind"] != "request.identified")
+    ]
     return [ledger.event_of(row) for row in sorted(found, key=lambda row: row["seq"])]
 
 

@@ -11,15 +11,22 @@ from .errors import BrokenRegistry
 from .tables import Tables, need
 from .types import Event
 
-_OPENING = ("basis", "n_items", "commitment", "subject_ref", "received_at", "due_at")
+_OPENING = ("basis", "n_items", "commitment", "received_at", "due_at")
 
 
 def received(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
-    """A new request."""
-    opening = {name: body[name] for name in _OPENING}
+    """A new request. Efface 0.1.0 put who asked into this event too."""
+    opening = {name: body[name] for name in _OPENING} | {"subject_ref": body.get("subject_ref")}
     db.insert(
         "forget_request", id=event.subject_id, seq=event.seq, state="RECEIVED", updated_at=event.at, **opening
     )
+
+
+def identified(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """Who asked, as a keyed reference."""
+    if need(db, "forget_request", event.subject_id)["subject_ref"] is not None:
+        raise BrokenRegistry("a request that is identified once", "a second time", "Run `efface verify`.")
+    db.update("forget_request", (event.subject_id,), subject_ref=body["subject_ref"], updated_at=event.at)
 
 
 def extended(db: Tables, event: Event, body: Mapping[str, Any]) -> None:

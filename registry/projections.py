@@ -19,6 +19,7 @@ Handler = Callable[[Tables, Event, Mapping[str, Any]], None]
 
 _HANDLERS: Mapping[str, Handler] = {
     "request.received": fold_requests.received,
+    "request.identified": fold_requests.identified,
     "request.extended": fold_requests.extended,
     "request.shredding": fold_requests.shredding,
     "request.shredded": fold_requests.shredded,

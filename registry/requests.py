@@ -44,8 +44,10 @@ def open_request(
         subject = None if subject_ref is None else reg.vault.subject(subject_ref)
         try:
             commitment = reg.vault.put(request_id, payload)
-            keyed: dict[str, JSON] = {"commitment": commitment, "subject_ref": subject}
-            ledger.append(tx, "request.received", request_id, {**body, **keyed})
+            ledger.append(tx, "request.received", request_id, {**body, "commitment": commitment})
+            if subject is not None:
+                # An event of its own, so that evidence can be shown without it.
+                ledger.append(tx, "request.identified", request_id, {"subject_ref": subject})
             return load(tx.db, request_id)
         except BaseException:
             reg.vault.discard(request_id)

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from registry_kit import answered, release, stack
+from registry_kit import answered, ask, release, stack
 
-from efface.registry import Registry, Release, signing
+from efface.registry import Registry, Release, ledger, log, signing
 from efface.registry.attest import attest_adapter, attest_audit, attest_release
 from efface.registry.keys import add_key
 from efface.registry.trust import TrustedKey
@@ -33,6 +33,21 @@ def trusting(reg: Registry, role: str, **changes: Any) -> TrustedKey:
     """Add the key of a role."""
     values: dict[str, Any] = {"name": f"{role} 1", "roles": [role], "actor": "root", **changes}
     return add_key(reg, pem(role), **values)
+
+
+def open_as_0_1_0(reg: Registry, subject: str) -> str:
+    """A request as efface 0.1.0 opened it: who asked stands in its first event. Returns its id."""
+    request_id = ask(reg, subject_ref="someone else")
+    with reg.read() as db:
+        body = dict(log(reg, kind="request.received")[-1].body)
+        number = db.count("forget_request") + 1
+    old = f"req-{number:06d}"
+    commitment = reg.vault.put(old, b"x")
+    with reg.write("ana") as tx:
+        opening = {**body, "commitment": commitment, "subject_ref": reg.vault.subject(subject)}
+        ledger.append(tx, "request.received", old, opening)
+    assert old != request_id
+    return old
 
 
 def signed_story(reg: Registry, work: Path) -> tuple[str, Release]:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from proof_kit import ORIGIN, pem, private, signed_story
+from proof_kit import ORIGIN, open_as_0_1_0, pem, private, signed_story
 from registry_kit import Clock, ask
 
-from efface.registry import InvalidInput, Registry, bundle_members, bundle_zip, canonical, open_request
+from efface.registry import InvalidInput, Registry, bundle_members, bundle_zip, canonical
 from efface.registry.bundle import export_bundle
 from efface.registry.bundle_verify import BundleVerification, verify_bundle
 from efface.registry.errors import GateFailed
@@ -35,12 +35,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         signed_story(reg, work)
         make_checkpoint(reg, private("log"), origin=ORIGIN)
         export_bundle(reg, work / "hashes.zip", request="req-000001")
-        asked: dict[str, Any] = {"basis": "gdpr17", "payload": b"x", "n_items": 1, "actor": "ana"}
-        second = open_request(reg, subject_ref="ada", **asked)
+        second = open_as_0_1_0(reg, "ada")
         for _ in range(30):
             ask(reg)
         make_checkpoint(reg, private("log"), origin=ORIGIN)
-        export_bundle(reg, work / "paths.zip", request=second.id)
+        export_bundle(reg, work / "paths.zip", request=second)
     return {name: (work / f"{name}.zip").read_bytes() for name in ("small", "hashes", "paths")}
 
 

@@ -13,6 +13,8 @@ UPDATE head SET
   hash = coalesce((SELECT e.hash FROM event e ORDER BY e.seq DESC LIMIT 1), hash),
   seq = (SELECT coalesce(max(e.seq), 0) FROM event e);
 
+CREATE INDEX event_subject ON event (subject_id);
+
 CREATE TABLE checkpoint (
   tree_size INTEGER PRIMARY KEY,
   root      TEXT NOT NULL,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proof_kit import ORIGIN, key_id, pem, private, signed_story
+from proof_kit import ORIGIN, key_id, open_as_0_1_0, pem, private, signed_story
 from registry_kit import BASE, CANARY, answered, audited, contents, lora, release, seal, stack
 
 from efface.registry import (
@@ -39,6 +39,7 @@ from efface.registry.bundle_verify import TOFU, UNSIGNED, WITHHELD, verify_bundl
 from efface.registry.keys import add_key, added, revoke_key
 from efface.registry.log_checkpoints import list_checkpoints, make_checkpoint
 from efface.registry.trust import trusted_key
+from efface.registry.verify import verify as verify_registry
 
 SUBJECT = "Ada Heron <ada@example.com>"
 NAME = "evidence.efface.zip"
@@ -303,7 +304,7 @@ def test_nothing_of_rows_vault_weights_or_subject_is_in_it(told: Registry, tmp_p
     release(told, stack([adapter]), "late")
     signed(told)
     made = export(told, tmp_path / NAME, request=request.id)
-    assert made.withheld == 1
+    assert made.withheld == 0
     data = (tmp_path / NAME).read_bytes()
     assert request.subject_ref
     hidden = [CANARY.encode(), CANARY.encode("utf-16-le"), SUBJECT.encode(), b"ada@example.com"]
@@ -315,9 +316,22 @@ def test_nothing_of_rows_vault_weights_or_subject_is_in_it(told: Registry, tmp_p
     assert [text for text in hidden if text in data] == []
     found = verify_bundle(tmp_path / NAME, trusted_keys=[pem("log")])
     assert found.problems == ()
+    assert found.warnings == ()
+    assert found.facts["requests"][0]["opening"] == "proven"
+
+
+def test_of_a_request_of_0_1_0_the_first_event_is_withheld(told: Registry, tmp_path: Path) -> None:
+    request = open_as_0_1_0(told, SUBJECT)
+    signed(told)
+    assert export(told, tmp_path / NAME, request=request).withheld == 1
+    assert told.vault.subject(SUBJECT).encode() not in (tmp_path / NAME).read_bytes()
+    found = verify_bundle(tmp_path / NAME, trusted_keys=[pem("log")])
+    assert found.problems == ()
     assert [WITHHELD in warning for warning in found.warnings] == [True]
     assert found.facts["requests"][0]["opening"] == "stated"
     assert "the word of whoever exported this" in _page(tmp_path / NAME)
+    problems = verify_registry(told).problems
+    assert [problem.kind for problem in problems] == []
 
 
 def test_the_keyed_reference_goes_along_when_asked(told: Registry, tmp_path: Path) -> None:
