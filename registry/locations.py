@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from .errors import InvalidInput
 
@@ -42,7 +42,7 @@ def locate(url: str | Path) -> Location:
         if path.startswith("/") and len(path) > 1:
             return _beside(Path(path[1:]), None, options)
     if scheme in _SERVERS:
-        parts = urlsplit(text)
+        parts = _split(text)
         options = _options(parts.query, known_only=False)
         kept = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in _OURS])
         server = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
@@ -50,6 +50,14 @@ def locate(url: str | Path) -> Location:
         return _beside(Path(root), server, options)
     expected = "a folder, sqlite:///folder or postgresql://user@host/database"
     raise InvalidInput(expected, f"{scheme}://…", "Use one of these as --registry.")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # its text quotes the URL
+        then = "Check its spelling; write special characters of a password as %XX."
+        raise InvalidInput("postgresql://user@host/database", "another URL", then) from None
 
 
 def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location:

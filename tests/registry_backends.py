@@ -104,6 +104,8 @@ class Backend:
     def close(self) -> None:
         for reg in self.opened:
             reg.close()
+        if self.server is not None:
+            self.server.run(f"DROP DATABASE {self.database} WITH (FORCE)")
 
 
 def rows(reg: Registry, names: Iterable[str] = tuple(ALL)) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def postgres_server() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class running:  # noqa: N801 - a context manager
+class running:
     """A server in `folder`, from its first connection to its end."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
