@@ -24,36 +24,36 @@ DAMAGE = (RegistryError, sqlite3.Error, LookupError, TypeError, ValueError, Attr
 """What reading or replaying bytes that someone changed can end in."""
 _OURS = f"relnamespace = current_schema()::regnamespace AND relname IN ({', '.join(map(repr, ALL))})"
 _POSTGRES_CATALOG = (
-    f"""
+    """
     SELECT relname, concat(relkind, ' ', relrowsecurity, ' ', (
       SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), collname,
           CASE WHEN attnotnull THEN 'not null' END, pg_get_expr(adbin, adrelid)), ', ' ORDER BY attnum)
       FROM pg_attribute LEFT JOIN pg_collation k ON k.oid = attcollation AND attcollation <> 100
       LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
       WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped))
-    FROM pg_class c WHERE {_OURS}
+    FROM pg_class c WHERE _OURS_
     """,
-    f"""
+    """
     SELECT concat(relname, ' ', conname), concat(pg_get_constraintdef(k.oid, true), ' ', convalidated)
-    FROM pg_constraint k JOIN pg_class c ON c.oid = conrelid WHERE contype NOT IN ('n', 't') AND {_OURS}
+    FROM pg_constraint k JOIN pg_class c ON c.oid = conrelid WHERE contype NOT IN ('n', 't') AND _OURS_
     """,
-    f"""
+    """
     SELECT i.relname, concat(pg_get_indexdef(i.oid, 0, true), ' ', indisvalid) FROM pg_index
     JOIN pg_class i ON i.oid = indexrelid
-    WHERE indrelid IN (SELECT oid FROM pg_class WHERE {_OURS})
+    WHERE indrelid IN (SELECT oid FROM pg_class WHERE _OURS_)
     """,
-    f"""
+    """
     SELECT tgname, concat(pg_get_triggerdef(t.oid, true), ' ', tgenabled)
-    FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND {_OURS}
+    FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND _OURS_
     """,
-    f"""
+    """
     SELECT concat('function ', proname), concat(prosrc, ' ', prosecdef, ' ', proconfig::text, ' ', lanname)
     FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE p.oid IN (
-      SELECT tgfoid FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND {_OURS})
+      SELECT tgfoid FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND _OURS_)
     """,
-    f"""
+    """
     SELECT concat('rule ', rulename), pg_get_ruledef(r.oid, true)
-    FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE {_OURS}
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE _OURS_
     """,
 )  # fmt: skip
 
@@ -177,7 +177,8 @@ def describe_postgres(connection: sa.Connection) -> dict[str, str]:
     that are the same on every supported server and in every schema."""
     described: dict[str, str] = {}
     for query in _POSTGRES_CATALOG:
-        described |= {str(row[0]): str(row[1]) for row in connection.exec_driver_sql(query)}
+        rows = connection.exec_driver_sql(query.replace("_OURS_", _OURS))
+        described |= {str(row[0]): str(row[1]) for row in rows}
     return described
 
 
