@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import warnings
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, pool
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from .errors import BrokenRegistry, Conflict, InvalidInput, RegistryError
 
@@ -98,8 +100,7 @@ def postgres(url: str) -> sa.Engine:
         came = "no psycopg" if missing else "another URL"
         then = 'Install it: pip install "efface[postgres]".' if missing else "Check its spelling."
         raise InvalidInput("postgresql://user@host/database and its driver", came, then) from None
-    event.listen(engine, "connect", _remember_process)
-    event.listen(engine, "checkout", _refuse_after_fork)
+    os.register_at_fork(after_in_child=partial(_forget_connections, weakref.ref(engine)))
     return engine
 
 
@@ -175,12 +176,9 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def _remember_process(_connection: Any, record: Any) -> None:
-    record.info["pid"] = os.getpid()
-
-
-def _refuse_after_fork(_connection: Any, record: Any, proxy: Any) -> None:
-    """A child must not use its parent's socket: the pool makes a new connection instead."""
-    if record.info["pid"] != os.getpid():
-        record.dbapi_connection = proxy.dbapi_connection = None
-        raise DisconnectionError("a connection of the parent process")
+def _forget_connections(reference: weakref.ref[sa.Engine]) -> None:
+    """A child must not speak on its parent's sockets, nor close them; a ping at checkout would."""
+    if (engine := reference()) is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of the driver: they stay open, in the parent
+            engine.dispose(close=False)
