@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from . import chain
@@ -120,7 +120,7 @@ def _schema(db: SqlTables, found: Snapshot) -> None:
 def _events(db: SqlTables, found: Snapshot) -> None:
     plain = " NOT INDEXED" if db.connection.dialect.name == "sqlite" else ""
     query = f"SELECT {', '.join(ALL['event'].columns)} FROM event{plain} ORDER BY seq"  # noqa: S608 - our names
-    found.events, problems = chain.check(tuple(row) for row in db.connection.exec_driver_sql(query))
+    found.events, problems = chain.check(map(tuple, db.connection.exec_driver_sql(query).fetchall()))
     found.problems += problems
     found.readable = True
 
@@ -186,11 +186,7 @@ def _lenient(connection: sa.Connection) -> None:
     """A flipped byte may be no UTF-8; reading it must not stop at that row."""
     if connection.dialect.name == "sqlite":
         driver = cast(sqlite3.Connection, connection.connection.driver_connection)
-        driver.text_factory = _text
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+        driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _unreadable(found: Snapshot, error: Exception) -> Problem:
