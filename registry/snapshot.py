@@ -161,10 +161,10 @@ def _statements(connection: sa.Connection) -> dict[str, str]:
 
 
 def _postgres_schema(connection: sa.Connection) -> tuple[dict[str, str], dict[str, str]]:
-    return _shipped_schema(), describe_postgres(connection)
+    return shipped_schema(), describe_postgres(connection)
 
 
-def _shipped_schema() -> dict[str, str]:
+def shipped_schema() -> dict[str, str]:
     """What the migrations make of an empty Postgres database, as `describe_postgres` says it: a test compares."""
     from .migrations import POSTGRES_SCHEMA
 
