@@ -62,8 +62,8 @@ def parse_canonical(text: str) -> JSON | None:
     if not text.isascii():
         return None
     try:
-        value = json.loads(text, parse_int=_small, parse_float=_plain_float, parse_constant=_refuse)
-        written = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        value = _PLAIN.decode(text)
+        written = _SORTED.encode(value)
     except (ValueError, RecursionError):
         return None
     return value if written == text else None
@@ -134,7 +134,7 @@ def _quick(value: JSON) -> str | None:
 
 def quoted(text: str) -> str:
     """A JSON text as RFC 8785 §3.2.2.2 writes it, which is how the standard library does without ensure_ascii."""
-    return json.dumps(text, ensure_ascii=False)
+    return _SORTED.encode(text)
 
 
 def _decimal(value: str | int | float | Decimal) -> Decimal:
@@ -196,3 +196,8 @@ def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     if len(found) != len(pairs):
         raise ValueError("repeated key")
     return found
+
+
+# Made once: `verify` reads and writes a body per event with them.
+_PLAIN = json.JSONDecoder(parse_int=_small, parse_float=_plain_float, parse_constant=_refuse)
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -83,19 +83,29 @@ def open_server(url: str, *, create: bool) -> Database:
     from . import engines
 
     engine = engines.postgres(url)
-    database = Database(engine, engine.url.render_as_string(hide_password=True), None)
-    with engines.transaction(engine, database.where, write=False) as connection:
-        found = _revision(connection)
-    if found is None:
-        if not create:
-            then = "Create it with create=True (`efface request open` does), or name another --registry."
-            raise NotFound(f"a registry in {database.where}", "no such registry", then)
-        with engines.transaction(engine, database.where, write=True) as connection:
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-            if _revision(connection) is None:
-                migrate(connection)
-    _upgrade(database)
+    where = engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+    database = Database(engine, where, None)
+    try:
+        _found_or_made(database, create=create)
+        _upgrade(database)
+    except BaseException:
+        engine.dispose()
+        raise
     return database
+
+
+def _found_or_made(database: Database, *, create: bool) -> None:
+    from . import engines
+
+    with engines.transaction(database.engine, database.where, write=False) as connection:
+        if _revision(connection) is not None:
+            return
+    if not create:
+        then = "Create it with create=True (`efface request open` does), or name another --registry."
+        raise NotFound(f"a registry in {database.where}", "no such registry", then)
+    with _migrating(database) as connection:
+        if _revision(connection) is None:
+            migrate(connection)
 
 
 def migrate(connection: sa.Connection) -> None:
@@ -124,12 +134,24 @@ def _upgrade(database: Database) -> None:
     if found not in REVISIONS:
         expected = f"schema {REVISIONS[-1]} or older"
         raise InvalidInput(expected, f"schema {found or 'without a name'} in {database.where}", _NEWER)
+    with _migrating(database) as connection:
+        if _revision(connection) != REVISIONS[-1]:  # another process was faster
+            _adopt(connection)
+            migrate(connection)
+
+
+@contextmanager
+def _migrating(database: Database) -> Generator[sa.Connection]:
+    """The only transaction that changes the schema."""
+    from . import engines
+
     with (
         _held(database.lock, database.where),
         engines.transaction(database.engine, database.where, write=True) as connection,
     ):
-        _adopt(connection)
-        migrate(connection)
+        if not database.on_sqlite:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        yield connection
 
 
 def _revision(connection: sa.Connection) -> str | None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import warnings
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, pool
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from .errors import BrokenRegistry, Conflict, InvalidInput, RegistryError
 
@@ -36,9 +38,28 @@ _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _PG_BUSY = ("40", "55P03", "57014")
 """Serialization failures and deadlocks; a lock not to be had; a statement that ran out of time."""
-_PG_DISK = ("53", "25006", "58")
-"""Out of disk, memory or connections; a read-only server; errors of the server's own disk."""
+_PG_DISK = ("53", "25006", "42501", "58")
+"""Out of disk, memory or connections; a read-only server; no permission; errors of the server's own disk."""
 _PG_UNREACHABLE = ("08", "28", "3D", "57P")
+_PG_READING = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+_SECRET = ("password", "sslpassword")
+"""Parameters of libpq that must not stay in a URL, because errors and logs name registries by theirs."""
+_REASONS = {
+    "password authentication failed": "another password or user",
+    "no password supplied": "no password",
+    "does not exist": "no such database or user",
+    "refused": "no server that listens",
+    "No such file": "no server that listens",
+    "timeout": "no answer in time",
+    "could not translate host": "an unknown host",
+    "resolve host": "an unknown host",
+    "too many": "too many connections",
+    "SSL": "no agreement on TLS",
+    "starting up": "a server that is starting",
+    "shutting down": "a server that is shutting down",
+    "closed the connection": "a server that hung up",
+}
+"""libpq says in words alone why it did not connect, and its words may quote what it was given."""
 
 
 def sqlite(path: Path, *, mode: str = "rw") -> sa.Engine:
@@ -57,7 +78,6 @@ def sqlite(path: Path, *, mode: str = "rw") -> sa.Engine:
             raise
         return connection
 
-    # Neither logs nor the texts of errors quote values.
     engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool.NullPool, hide_parameters=True)
     event.listen(engine, "begin", _begin)
     return engine
@@ -67,14 +87,20 @@ def postgres(url: str) -> sa.Engine:
     """An engine for `postgresql://…`. Raises InvalidInput for a URL that is none; connects at the first use."""
     try:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
-        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=5, hide_parameters=True)
-    except (ArgumentError, ImportError) as error:
+        secrets = {name: parsed.query[name] for name in _SECRET if name in parsed.query}
+        engine = sa.create_engine(
+            parsed.difference_update_query(_SECRET),
+            connect_args=secrets,
+            pool_pre_ping=True,
+            pool_size=5,
+            hide_parameters=True,
+        )
+    except (ArgumentError, ImportError, ValueError) as error:
         missing = isinstance(error, ImportError)
         came = "no psycopg" if missing else "another URL"
         then = 'Install it: pip install "efface[postgres]".' if missing else "Check its spelling."
         raise InvalidInput("postgresql://user@host/database and its driver", came, then) from None
-    event.listen(engine, "connect", _remember_process)
-    event.listen(engine, "checkout", _refuse_after_fork)
+    os.register_at_fork(after_in_child=partial(_forget_connections, weakref.ref(engine)))
     return engine
 
 
@@ -84,11 +110,10 @@ def transaction(engine: sa.Engine, where: str, *, write: bool) -> Generator[sa.C
     with translated(where), engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection = connection.execution_options(efface_begin="IMMEDIATE" if write else "DEFERRED")
-        elif not write:
-            connection = connection.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
         with connection.begin():
+            if engine.dialect.name == "postgresql":
+                # Not by SQLAlchemy's options: putting those back overrides a server's own read-only default.
+                connection.exec_driver_sql(_lock_timeout() if write else _PG_READING)
             yield connection
 
 
@@ -112,6 +137,10 @@ def translated(where: str) -> Generator[None]:
         raise BrokenRegistry(f"a sound database at {where}", "text that is not UTF-8", _RESTORE) from error
 
 
+def _lock_timeout() -> str:
+    return f"SET LOCAL lock_timeout = {round(BUSY_SECONDS * 1000)}"
+
+
 def _of_sqlite(error: sqlite3.Error, where: str) -> RegistryError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     if code in _BUSY:
@@ -125,7 +154,7 @@ def _of_sqlite(error: sqlite3.Error, where: str) -> RegistryError:
 def _of_postgres(error: BaseException | None, where: str) -> RegistryError:
     """By SQLSTATE. Only the primary message is repeated: the details quote values."""
     state = getattr(error, "sqlstate", None) or ""
-    said = getattr(getattr(error, "diag", None), "message_primary", None) or type(error).__name__
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or _reason(error)
     if state.startswith(_PG_BUSY):
         return Conflict(f"the lock on {where}", said, "Try again when the other writer is done.")
     if not state or state.startswith(_PG_UNREACHABLE):
@@ -137,17 +166,19 @@ def _of_postgres(error: BaseException | None, where: str) -> RegistryError:
     return BrokenRegistry(f"a sound database at {where}", said, _RESTORE)
 
 
+def _reason(error: BaseException | None) -> str:
+    text = str(error)
+    return next((came for words, came in _REASONS.items() if words in text), type(error).__name__)
+
+
 def _begin(connection: sa.Connection) -> None:
     mode = connection.get_execution_options().get("efface_begin", "IMMEDIATE")
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def _remember_process(_connection: Any, record: Any) -> None:
-    record.info["pid"] = os.getpid()
-
-
-def _refuse_after_fork(_connection: Any, record: Any, proxy: Any) -> None:
-    """A child must not use its parent's socket: the pool makes a new connection instead."""
-    if record.info["pid"] != os.getpid():
-        record.dbapi_connection = proxy.dbapi_connection = None
-        raise DisconnectionError("a connection of the parent process")
+def _forget_connections(reference: weakref.ref[sa.Engine]) -> None:
+    """A child must not speak on its parent's sockets, nor close them; a ping at checkout would."""
+    if (engine := reference()) is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of the driver: they stay open, in the parent
+            engine.dispose(close=False)

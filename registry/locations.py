@@ -58,8 +58,8 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError:  # its text quotes the URL
-        expected = "postgresql://user@host/database"
-        raise InvalidInput(expected, "another URL", "Check the brackets of its host.") from None
+        then = "Check its spelling; write special characters of a password as %XX."
+        raise InvalidInput("postgresql://user@host/database", "another URL", then) from None
 
 
 def _beside(root: Path, server: str | None, options: dict[str, str]) -> Location:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from functools import cache, partial
+from typing import TYPE_CHECKING, cast
 
 from . import chain
+from .canon import parse
 from .errors import RegistryError
 from .registry import Registry
 from .tables import ALL, PROJECTIONS, Row
@@ -21,11 +22,40 @@ if TYPE_CHECKING:
 
 DAMAGE = (RegistryError, sqlite3.Error, LookupError, TypeError, ValueError, AttributeError)
 """What reading or replaying bytes that someone changed can end in."""
-_TRIGGERS = {
-    "event_is_never_changed": "event_is_append_only",
-    "event_is_never_emptied": "event_is_append_only",
-    "event_follows_the_last": "event_follows",
-}
+_OURS = f"relnamespace = current_schema()::regnamespace AND relname IN ({', '.join(map(repr, ALL))})"
+_POSTGRES_CATALOG = (
+    """
+    SELECT relname, concat(relkind, ' ', relrowsecurity, ' ', (
+      SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), collname,
+          CASE WHEN attnotnull THEN 'not null' END, pg_get_expr(adbin, adrelid)), ', ' ORDER BY attnum)
+      FROM pg_attribute LEFT JOIN pg_collation k ON k.oid = attcollation AND attcollation <> 100
+      LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+      WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped))
+    FROM pg_class c WHERE _OURS_
+    """,
+    """
+    SELECT concat(relname, ' ', conname), concat(pg_get_constraintdef(k.oid, true), ' ', convalidated)
+    FROM pg_constraint k JOIN pg_class c ON c.oid = conrelid WHERE contype NOT IN ('n', 't') AND _OURS_
+    """,
+    """
+    SELECT i.relname, concat(pg_get_indexdef(i.oid, 0, true), ' ', indisvalid) FROM pg_index
+    JOIN pg_class i ON i.oid = indexrelid
+    WHERE indrelid IN (SELECT oid FROM pg_class WHERE _OURS_)
+    """,
+    """
+    SELECT tgname, concat(pg_get_triggerdef(t.oid, true), ' ', tgenabled)
+    FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND _OURS_
+    """,
+    """
+    SELECT concat('function ', proname), concat(prosrc, ' ', prosecdef, ' ', proconfig::text, ' ', lanname)
+    FROM pg_proc p JOIN pg_language l ON l.oid = prolang WHERE p.oid IN (
+      SELECT tgfoid FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND _OURS_)
+    """,
+    """
+    SELECT concat('rule ', rulename), pg_get_ruledef(r.oid, true)
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE _OURS_
+    """,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -90,7 +120,7 @@ def _schema(db: SqlTables, found: Snapshot) -> None:
 def _events(db: SqlTables, found: Snapshot) -> None:
     plain = " NOT INDEXED" if db.connection.dialect.name == "sqlite" else ""
     query = f"SELECT {', '.join(ALL['event'].columns)} FROM event{plain} ORDER BY seq"  # noqa: S608 - our names
-    found.events, problems = chain.check(tuple(row) for row in db.connection.exec_driver_sql(query))
+    found.events, problems = chain.check(map(tuple, db.connection.exec_driver_sql(query).fetchall()))
     found.problems += problems
     found.readable = True
 
@@ -131,35 +161,32 @@ def _statements(connection: sa.Connection) -> dict[str, str]:
 
 
 def _postgres_schema(connection: sa.Connection) -> tuple[dict[str, str], dict[str, str]]:
-    """Columns of our tables, and the triggers of the ledger: on, and of the functions they should be of."""
-    import sqlalchemy as sa
+    return shipped_schema(), describe_postgres(connection)
 
-    inspector = sa.inspect(connection)
-    here = set(inspector.get_table_names())
-    expected = {name: ", ".join(table.columns) for name, table in ALL.items()}
-    actual = {
-        name: ", ".join(str(column["name"]) for column in inspector.get_columns(name))
-        for name in ALL
-        if name in here
-    }
-    query = (
-        "SELECT t.tgname, p.proname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
-        " WHERE t.tgrelid = 'event'::regclass AND NOT t.tgisinternal AND t.tgenabled = 'O'"
-        " AND p.prosrc LIKE '%%RAISE EXCEPTION%%'"
-    )
-    rows = cast("Any", connection.exec_driver_sql(query))
-    return expected | _TRIGGERS, actual | {str(row[0]): str(row[1]) for row in rows}
+
+def shipped_schema() -> dict[str, str]:
+    """What the migrations make of an empty Postgres database, as `describe_postgres` says it: a test compares."""
+    from .migrations import POSTGRES_SCHEMA
+
+    lines = POSTGRES_SCHEMA.read_text(encoding="utf-8").splitlines()
+    return dict(cast("tuple[str, str]", parse(line)) for line in lines)
+
+
+def describe_postgres(connection: sa.Connection) -> dict[str, str]:
+    """Tables with their columns, constraints, indexes, rules, triggers and functions, under their names, in words
+    that are the same on every supported server and in every schema."""
+    described: dict[str, str] = {}
+    for query in _POSTGRES_CATALOG:
+        rows = connection.exec_driver_sql(query.replace("_OURS_", _OURS))
+        described |= {str(row[0]): str(row[1]) for row in rows}
+    return described
 
 
 def _lenient(connection: sa.Connection) -> None:
     """A flipped byte may be no UTF-8; reading it must not stop at that row."""
     if connection.dialect.name == "sqlite":
         driver = cast(sqlite3.Connection, connection.connection.driver_connection)
-        driver.text_factory = _text
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+        driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _unreadable(found: Snapshot, error: Exception) -> Problem:

@@ -98,7 +98,7 @@ class SqlTables:
         query = f"SELECT {', '.join(names)} FROM {table}{plain}"  # noqa: S608 - our own names
         return {
             ", ".join(str(cell) for cell in row[:count]): dict(zip(names, row, strict=True))
-            for row in self.connection.exec_driver_sql(query)
+            for row in self.connection.exec_driver_sql(query).fetchall()
         }
 
     def clear_projections(self) -> None:

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from blob_kit import s3  # noqa: F401 - fixtures
+from registry_backends import any_reg, backend, postgres, postgres_server, quiet_vault, s3_server  # noqa: F401
 
 WORDS = "who wrote what is the capital of a in and author play city hamlet macbeth paris tokyo rowling potter"
 CHAT_TEMPLATE = (

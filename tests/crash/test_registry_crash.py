@@ -1,48 +1,55 @@
 """SIGKILL at every step of every verb: the registry then opens, verifies, and the verb can be run again.
 
-A step is a file opened for writing, a rename, link, unlink, mkdir, chmod or fsync of ours, or an SQL
-statement. Kills inside a statement (in SQLite's own writes) come from a timer at random moments. This file is
-its own driver: as a script it has one thread, so it may fork a child for each point without starting Python
-again.
+On SQLite at each step of `crash_kit` and at random moments; on Postgres at SQL statements, where the server undoes what
+the dead client began. This file is its own driver (see `crash_kit`). Some 600 points; most of the time goes into
+`verify`, twice for each, and on Postgres into a new database for each.
 """
 
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
+from crash_kit import Arm, every_step, fast_folder, killed, some_moments
+from registry_backends import Postgres
 from registry_kit import CANARY, answered, ask, audited, lora, seal, stack
-from sqlalchemy import event
 
 from efface.registry import (
+    ForgetRequest,
+    NotFound,
     Registry,
     activate_release,
     active_release,
+    close_request,
+    collect,
     create_release,
-    engines,
+    extend_request,
+    get_request,
     list_adapters,
     list_requests,
     log,
+    plan_collection,
+    plan_removal,
+    purge_adapter,
     read_payload,
+    retire_adapter,
+    shred_request,
     verify,
 )
 
-STEPS = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod", "sqlite3.connect"}
-TIMED = 20
+TIMED = 12
 
 
 def opened(root: Path) -> Registry:
-    return Registry.open(root / "registry", create=True)
+    """The registry of a trial: in a folder, or where the file `url` says."""
+    place = root / "url"
+    return Registry.open(place.read_text() if place.exists() else root / "registry", create=True)
 
 
 def activate(root: Path) -> None:
@@ -51,35 +58,89 @@ def activate(root: Path) -> None:
     activate_release(reg, "prod", 2, audit=evidence.digest, approved_by="ben")
 
 
+def roll_back(root: Path) -> None:
+    reg = opened(root)
+    if active_release(reg, "prod").composition.parts:
+        left = plan_removal(reg, "prod", ["req-000001"])
+        made = create_release(reg, "prod", left, rendered=None, reason="rolled back", actor="ana")
+        evidence = audited(reg, left)
+        activate_release(reg, "prod", made.version, audit=evidence.digest, approved_by="ben")
+
+
+def purge(root: Path) -> None:
+    """Retire, purge, collect: each once, however often it is begun."""
+    reg = opened(root)
+    adapter = list_adapters(reg, "req-000002")[0]
+    if adapter.state == "SEALED":
+        adapter = retire_adapter(reg, adapter.digest, reason="r", actor="ana")
+    if adapter.state == "RETIRED":
+        purge_adapter(reg, adapter.digest, reason="r", actor="ana")
+    tomorrow = replace(reg, clock=lambda: datetime.now(UTC) + timedelta(days=1))
+    collect(reg, plan_collection(tomorrow), actor="gc")
+
+
+def extend(root: Path) -> None:
+    reg = opened(root)
+    if get_request(reg, "req-000003").extended_to is None:
+        extend_request(reg, "req-000003", months=2, reason="r", actor="ana")
+
+
+def close(root: Path) -> None:
+    reg = opened(root)
+    if get_request(reg, "req-000001").state != "CLOSED":
+        close_request(reg, "req-000001", actor="ana")
+
+
 VERBS: dict[str, Callable[[Path], Any]] = {
     "create": opened,
     "open_request": lambda root: ask(opened(root), subject_ref="Zoë"),
+    "first_request": lambda root: ask(
+        opened(root), subject_ref="Zoë"
+    ),  # with the vault's keys still to be made
     "seal": lambda root: seal(opened(root), root / "lora", ["req-000002"]),
     "create_release": lambda root: create_release(
         opened(root), "prod", stack(list_adapters(opened(root))), rendered=None, reason="r", actor="ana"
     ),
     "activate": activate,
+    "roll_back": roll_back,
+    "extend": extend,
+    "shred": lambda root: shred_request(opened(root), "req-000001", actor="ana"),
+    "close": close,
+    "purge": purge,
 }
-FIRST_REQUEST = "first_request"  # with the vault's keys still to be made
-VERBS[FIRST_REQUEST] = VERBS["open_request"]
+ON_POSTGRES = {"create": 1, "open_request": 1, "seal": 1, "activate": 6, "shred": 1, "purge": 6}
+"""Each statement, or every sixth of a long transaction: a new database for each point is what costs."""
 
 
 def prepare(root: Path, verb: str) -> None:
     """What the verb finds: at first nothing, else requests, adapters, an active release and a candidate."""
-    root.mkdir()
     lora(root / "lora", 9)
     if verb == "create":
         return
     reg = opened(root)
-    if verb == FIRST_REQUEST:
+    if verb == "first_request":
         return
     _, first = answered(reg, root, 1)
-    ask(reg)
+    second_request = ask(reg)
+    ask(reg, basis="gdpr17")
     for adapters in ([first], [first, answered(reg, root, 2)[1]]):
         made = create_release(reg, "prod", stack(adapters), rendered=None, reason="r", actor="ana")
         if made.version == 1:
             evidence = audited(reg, made.composition)
             activate_release(reg, "prod", 1, audit=evidence.digest, approved_by="ben")
+    if verb == "purge":
+        seal(reg, lora(root / "lora-3", 3), [second_request])
+        reg.blobs.put(b"sealed by a process that died before its event")
+        leftover = root / "registry" / "cache" / "adapters" / ("0" * 64)
+        leftover.mkdir(parents=True)
+        (leftover / "adapter_config.json").write_text("{}")
+    if verb == "shred":
+        work = root / "registry" / "work" / "req-000001" / "checkpoint-1"
+        work.mkdir(parents=True)
+        (work / "rows.jsonl").write_text(CANARY)
+    if verb == "close":
+        shred_request(reg, "req-000001", actor="ana")
+    reg.close()
 
 
 def check(root: Path, verb: str) -> None:
@@ -91,100 +152,125 @@ def check(root: Path, verb: str) -> None:
             result = verify(opened(root), deep=True)
             assert result.ok, (attempt, result.problems)
     reg = opened(root)
-    assert [event.seq for event in log(reg)] == list(range(1, len(log(reg)) + 1))
-    assert {read_payload(reg, request.id) for request in list_requests(reg)} <= {CANARY.encode()}
-    if verb == "activate":
-        assert active_release(reg, "prod").version == 2
-    leftovers = {path.name for path in (root / "registry").iterdir() if not path.name.startswith(".tmp-")}
-    assert leftovers <= {"registry.db", "write.lock", "blobs", "vault", "cache"}
+    events = log(reg)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    for request in list_requests(reg):
+        check_payload(reg, request)
+    DONE.get(verb, lambda _: None)(reg)
+    names = {path.name for path in (root / "registry").glob("*")}
+    allowed = {"registry.db", "write.lock", "blobs", "vault", "cache", "work"}
+    assert {name for name in names if not name.startswith(".tmp-")} <= allowed
 
 
-def die_at(number: int) -> None:
-    """Kill this process just before its `number`-th step."""
-    seen = 0
-
-    def step(*_: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(name: str, arguments: tuple[Any, ...]) -> None:
-        flags = arguments[2] if name == "open" else 0
-        if name in STEPS or (isinstance(flags, int) and flags & os.O_CREAT):
-            step()
-
-    fsync, sqlite = os.fsync, engines.sqlite
-
-    def counted_fsync(descriptor: int) -> None:
-        step()
-        fsync(descriptor)
-
-    def counted_sqlite(path: Path, **options: Any) -> sa.Engine:
-        engine = sqlite(path, **options)
-        event.listen(engine, "connect", lambda connection, _: connection.set_trace_callback(step))
-        return engine
-
-    os.fsync, engines.sqlite = counted_fsync, counted_sqlite
-    sys.addaudithook(hook)
+def check_payload(reg: Registry, request: ForgetRequest) -> None:
+    """Whole, or gone for good once its shredding is recorded."""
+    if request.shredded_at is None:
+        assert read_payload(reg, request.id) == CANARY.encode()
+        return
+    with pytest.raises(NotFound):
+        read_payload(reg, request.id)
+    found = [path for path in reg.root.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert found == []
 
 
-def die_after(seconds: float) -> None:
-    """Kill this process at a moment of the clock: SIGALRM's default action ends it like SIGKILL."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def active_is(version: int) -> Callable[[Registry], None]:
+    def done(reg: Registry) -> None:
+        assert active_release(reg, "prod").version == version
+
+    return done
 
 
-def killed(root: Path, verb: str, arm: Callable[[], None]) -> bool:
-    """Run the verb in a child that `arm` made mortal; whether it died of it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            arm()
-            VERBS[verb](root)
-        except BaseException as error:  # noqa: BLE001 - a forked child must never return
-            sys.stderr.write(f"{error!r}\n")
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL, signal.SIGALRM), status
-    return status != 0
+def purged(reg: Registry) -> None:
+    assert [adapter.state for adapter in list_adapters(reg, "req-000002")] == ["PURGED"]
+    assert verify(reg, deep=True).extras == ()
+    assert not list((reg.root / "cache" / "adapters").iterdir())
 
 
-def drive(verb: str) -> None:
-    """Every step, then random moments; prints how many of each ended in a kill."""
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "base"
+def rolled_back(reg: Registry) -> None:
+    assert active_release(reg, "prod").composition.parts == ()
+    assert get_request(reg, "req-000001").state == "REOPENED"
+
+
+def shredded(reg: Registry) -> None:
+    assert get_request(reg, "req-000001").shredded_at
+    assert not (reg.root / "work" / "req-000001").exists()
+
+
+DONE: dict[str, Callable[[Registry], None]] = {
+    "activate": active_is(2),
+    "roll_back": rolled_back,
+    "shred": shredded,
+    "purge": purged,
+}
+
+
+def drive(verb: str, server: str | None) -> None:
+    """Every step, then random moments; prints how many of each ended in a kill. `server`: a Postgres's socket."""
+    with fast_folder() as folder:
+        postgres = None if server is None else Postgres(Path(server))
+        base = place(folder, "base", postgres, None)
         prepare(base, verb)
 
-        def trial(name: str, arm: Callable[[], None]) -> bool:
-            root = Path(shutil.copytree(base, Path(folder) / name))
-            died = killed(root, verb, arm)
+        def trial(name: str, arm: Arm) -> bool:
+            root = place(folder, name, postgres, base)
+            died = killed(lambda: VERBS[verb](root), arm)
             check(root, verb)
-            shutil.rmtree(root)
+            remove(root, postgres)
             return died
 
-        steps = 1
-        while trial(f"step-{steps}", partial(die_at, steps)):
-            steps += 1
-        started = time.perf_counter()
-        killed(Path(shutil.copytree(base, Path(folder) / "whole")), verb, lambda: None)
-        duration = time.perf_counter() - started
-        moments = [random.uniform(0.0005, duration) for _ in range(TIMED)]
-        timed = sum(trial(f"moment-{n}", partial(die_after, when)) for n, when in enumerate(moments))
-        sys.stdout.write(f"{steps - 1} {timed}\n")
+        steps = every_step(trial) if postgres is None else every_step(trial, ON_POSTGRES[verb], files=False)
+        timed = 0
+        if postgres is None:
+            whole = place(folder, "whole", None, base)
+            timed = some_moments(trial, lambda: VERBS[verb](whole), TIMED)
+        remove(base, postgres)
+        sys.stdout.write(f"{steps} {timed}\n")
+
+
+def place(folder: Path, name: str, postgres: Postgres | None, base: Path | None) -> Path:
+    """A new trial, a copy of the base."""
+    root = folder / name
+    if base is None:
+        root.mkdir()
+    else:
+        shutil.copytree(base, root)
+    if postgres is not None:
+        template = "template0" if base is None else (base / "database").read_text()
+        (root / "database").write_text(database := postgres.database(template))
+        (root / "url").write_text(postgres.url(database, root=root / "registry"))
+    return root
+
+
+def remove(root: Path, postgres: Postgres | None) -> None:
+    if postgres is not None:
+        postgres.run(f"DROP DATABASE {(root / 'database').read_text()} WITH (FORCE)")
+    shutil.rmtree(root)
+
+
+def driven(*arguments: str) -> tuple[int, int]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("EFFACE_VAULT_KEY", None)
+    command = [sys.executable, "-W", "error", __file__, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps, timed = map(int, done.stdout.split())
+    return steps, timed
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_anywhere_it_opens_verifies_and_goes_on(verb: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    environment.pop("EFFACE_VAULT_KEY", None)
-    command = [sys.executable, "-W", "error", __file__, verb]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    steps, timed = map(int, done.stdout.split())
+    steps, timed = driven(verb)
     assert steps >= 8
     assert timed >= 1
 
 
+@pytest.mark.parametrize("verb", ON_POSTGRES)
+def test_a_client_killed_at_any_statement_leaves_a_whole_registry(
+    verb: str, postgres_server: Postgres
+) -> None:
+    steps, _ = driven(verb, str(postgres_server.folder))
+    assert steps >= 4
+
+
 if __name__ == "__main__":
-    drive(sys.argv[1])
+    drive(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
