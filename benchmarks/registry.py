@@ -2,15 +2,15 @@
 
     python benchmarks/registry.py [--full] [--write]
 
-Builds registries (SQLite, local blobs) of 1,000 and 10,000 requests, each with an adapter, with --full also 100,000, and
-measures on them what a person or a server waits for. Prints a table and one JSON; with --write also
+Builds registries (SQLite, local blobs) of 1,000 and 10,000 requests, each with an adapter, with --full also 100,000,
+and measures on them what a person or a server waits for. Prints a table and one JSON; with --write also
 benchmarks/results/registry-cpu.md.
 
 Filling: the ledger's own `append` folds every event (received, sealed, verified, accepted, trained: as `seal_adapter`
-writes them) in memory, then the rows are copied into the database in one transaction, and `verify` proves that it is the
-registry those events make. Adapters share the bytes of a tiny LoRA; each has a manifest blob of its own, written without
-fsync. No vault: its entries are one file per request, which nothing measured here opens, but `append`, which is a whole
-`open_request` with key, encryption and vault entry as well as the bare ledger event.
+writes them) in memory, then the rows are copied into the database in one transaction, and `verify` proves that it is
+the registry those events make. Adapters share the bytes of a tiny LoRA; each has a manifest blob of its own, written
+without fsync. No vault: its entries are one file per request, which nothing measured here opens, but `append`, which is
+a whole `open_request` with key, encryption and vault entry as well as the bare ledger event.
 """
 
 import argparse
@@ -270,7 +270,8 @@ machine was shared). {__doc__.split("Filling: ")[1].join(["Filling: ", ""]).stri
 Medians, with (least–most, p99). n: {taken["n"]} fresh processes for import and open, 50 for pages, 100 for appends,
 {taken["n"]} for verify, {min(taken["n"], 3)} for rebuild.
 
-`import efface.registry` in a fresh process: {taken["median"]:.0f} ms ({taken["least"]:.0f}–{taken["most"]:.0f}, target < 150).
+`import efface.registry` in a fresh process: {taken["median"]:.0f} ms ({taken["least"]:.0f}–{taken["most"]:.0f},
+target < 150).
 
 {table}
 
