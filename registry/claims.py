@@ -6,7 +6,8 @@
 
 The first is read off the active releases. The other two are made elsewhere, so someone records them as `Evidence`,
 with the digest of the base that came of it and an audit of that base that passed. From then on a release on that base
-forgets the request without any adapter; and the evidence counts for nothing while a channel serves the base before.
+forgets the request without any adapter. That the base before was withdrawn is somebody's word: it counts until a
+release on that base is activated again.
 """
 
 from __future__ import annotations
@@ -92,7 +93,11 @@ def supported(db: Tables, request_id: str) -> ClaimLevel | None:
     pairs = db.find("adapter_request", order="adapter", request=request_id)
     before = {adapter.base for adapter in adapters.load_many(db, [pair["adapter"] for pair in pairs])}
     recorded = [_evidence(row) for row in db.find("evidence", request=request_id)]
-    found = {one.level for one in recorded if not (before - {one.artefact}) & served}
+    found = {
+        one.level
+        for one in recorded
+        if not any(served.get(base, one.at) > one.at for base in before - {one.artefact})
+    }
     if release_rows.channels_of(db, request_id):
         found.add("suppressed")
     return next((level for level in reversed(LEVELS) if level in found), None)

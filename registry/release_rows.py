@@ -34,10 +34,14 @@ def released(db: Tables) -> set[str]:
     return _requests(db, sorted(held)).union(*(made.get(base, ()) for base in bases))
 
 
-def served_bases(db: Tables) -> set[str]:
-    """The bases under the active releases."""
-    active_now = {row["composition"] for row in db.find("release", state="ACTIVE")}
-    return {row["base"] for some in chunks(sorted(active_now)) for row in db.find("composition", digest=some)}
+def served_bases(db: Tables) -> dict[str, str]:
+    """The base under each active release → when the newest of these was activated."""
+    found: dict[str, str] = {}
+    for row in db.find("release", state="ACTIVE"):
+        header = db.get("composition", row["composition"])
+        if header is not None:
+            found[header["base"]] = max(found.get(header["base"], ""), row["activated_at"])
+    return found
 
 
 def made_for(db: Tables) -> dict[str, set[str]]:

@@ -120,6 +120,8 @@ class Version:
     composition: Composition
     state: str = "CANDIDATE"
     audit: str | None = None
+    turn: int = 0
+    """When it became active, counted in activations and evidence."""
 
     @property
     def held(self) -> frozenset[str]:
@@ -131,7 +133,9 @@ class Model:
     wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
     adapters: dict[str, Made] = field(default_factory=dict[str, Made])
     channels: dict[str, list[Version]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
-    evidence: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    evidence: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    """(request, method) → its turn."""
+    turns: int = 0
     passed: set[str] = field(default_factory=set[str])
     """Compositions with a passing audit at the precision they are served."""
     reports: set[str] = field(default_factory=set[str])
@@ -154,9 +158,11 @@ class Model:
     def supported(self, request_id: str) -> str | None:
         active = self.versions("ACTIVE")
         mine = {digest for digest, made in self.adapters.items() if request_id in made.requests}
-        before = bool(mine) and any(one.composition.base == BASE for one in active)
+        again = max((one.turn for one in active if mine and one.composition.base == BASE), default=0)
         levels = {
-            METHODS[method] for request, method in self.evidence if request == request_id and not before
+            METHODS[method]
+            for (request, method), turn in self.evidence.items()
+            if request == request_id and turn > again
         }
         levels |= {"suppressed"} if any(mine & one.held for one in active) else set()
         return max(levels, key=LEVELS.index, default=None)
@@ -168,7 +174,8 @@ class Model:
         before = self.in_force()
         if (previous := self.active(channel)) is not None:
             previous.state = "SUPERSEDED"
-        version.state = "ACTIVE"
+        self.turns += 1
+        version.state, version.turn = "ACTIVE", self.turns
         for digest in version.held:
             if self.adapters[digest].state == "SEALED":
                 self.adapters[digest].state = "QUALIFIED"
@@ -360,7 +367,8 @@ class Story(RuleBasedStateMachine):
         if (request_id, method) in self.model.evidence and wish.state not in ENDED:
             self.unchanged(record)
         elif self.expect(Conflict if wish.state in ENDED else None, record) is not None:
-            self.model.evidence.add((request_id, method))
+            self.model.turns += 1
+            self.model.evidence[request_id, method] = self.model.turns
             if wish.state not in IN_FORCE and request_id in self.model.in_force():
                 wish.state = "RELEASED"
 

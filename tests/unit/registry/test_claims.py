@@ -50,8 +50,7 @@ def test_a_base_made_for_it_is_more(reg: Registry, tmp_path: Path, method: str) 
     evidence = proven(reg, request_id, method=method)
     assert (evidence.level, evidence.method, evidence.artefact) == (MADE[method], method, MERGED)
     assert evidence_of(reg, request_id) == [evidence]
-    assert supported_claim(reg, request_id) == "suppressed"  # the base before is still on a channel
-    rejected(reg, GateFailed, lambda: close(reg, request_id, MADE[method]), "suppressed")
+    assert supported_claim(reg, request_id) == MADE[method]
     serve(reg, alone())
     assert state(reg, request_id) == "SHREDDED"  # forgotten by its base now, without an adapter
     assert supported_claim(reg, request_id) == MADE[method]
@@ -104,6 +103,16 @@ def test_a_claim_ends_when_the_base_before_is_served_again(reg: Registry, tmp_pa
     reopened = [event for event in log(reg) if event.kind == "request.reopened"]
     assert reopened[-1].body == {"release": "canary@1", "reason": "to compare"}
     assert close(reg, request_id).claim_level == "suppressed"
+
+
+def test_evidence_counts_until_the_base_before_is_released_again(reg: Registry, tmp_path: Path) -> None:
+    request_id, adapter = shredded(reg, tmp_path)
+    proven(reg, request_id)
+    release(reg, stack([adapter]))
+    assert supported_claim(reg, request_id) == "suppressed"
+    rejected(reg, GateFailed, lambda: close(reg, request_id, "consolidated"), "suppressed")
+    serve(reg, alone())
+    assert supported_claim(reg, request_id) == "consolidated"
 
 
 def test_leaving_the_base_made_for_it_reopens(reg: Registry, tmp_path: Path) -> None:
