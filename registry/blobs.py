@@ -140,9 +140,10 @@ class Blobs:
 
     def __iter__(self) -> Iterator[Digest]:
         """The digests of all blobs on disk, sorted; unfinished files are not blobs."""
-        for path in sorted(self.folder.glob("sha256/[0-9a-f][0-9a-f]/*")):
-            if NAME.fullmatch(path.name) and path.name.startswith(path.parent.name):
-                yield Digest(f"sha256:{path.name}")
+        for folder in sorted(self.folder.glob("sha256/[0-9a-f][0-9a-f]")):
+            for name in sorted(_names(folder)):
+                if NAME.fullmatch(name) and name.startswith(folder.name):
+                    yield Digest(f"sha256:{name}")
 
     def where(self, digest: str) -> str:
         """The path as text."""
@@ -195,6 +196,15 @@ def _local(url: str) -> Path:
     if parts.netloc not in ("", "localhost") or not parts.path or parts.query or parts.fragment:
         raise InvalidInput("file:///folder", "another file URL", "Write three slashes and an absolute path.")
     return Path(unquote(parts.path))
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder; nothing where it is none or cannot be read: its blobs are then missing."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except OSError:
+        return []
 
 
 def _lstat(path: Path) -> os.stat_result | None:

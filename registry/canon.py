@@ -125,7 +125,7 @@ def weight(value: str | int | float | Decimal) -> str:
 def _quick(value: JSON) -> str | None:
     """What the standard library writes, if `parse_canonical` proves that it is canonical and means `value`."""
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _SORTED.encode(value)
     except (TypeError, ValueError, RecursionError):
         return None
     # Equal, so no key was a number and no list a tuple.

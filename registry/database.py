@@ -70,9 +70,11 @@ def open_file(root: Path, *, create: bool) -> Database:
         if not create:
             then = "Create it with create=True (`efface request open` does), or name another --registry."
             raise NotFound(f"a registry at {root}", "no such registry", then)
-        durable.make_folder(root)
-        _create_file(path)
-    _recognise(path)
+        with durable.disk_errors(root):
+            durable.make_folder(root)
+            _create_file(path)
+    with durable.disk_errors(root):
+        _recognise(path)
     database = Database(engines.sqlite(path), str(path), root / LOCK_NAME)
     _upgrade(database)
     return database
@@ -242,20 +244,18 @@ def _held(lock: Path | None, where: str) -> Generator[None]:
     from filelock import FileLock, Timeout
 
     from . import engines
-    from .errors import Conflict, RegistryError
+    from .errors import Conflict
 
     if lock is None:
         yield
         return
     held = FileLock(lock, timeout=engines.BUSY_SECONDS, poll_interval=0.004)
     try:
-        held.acquire()
+        with durable.disk_errors(lock.parent):
+            held.acquire()
     except Timeout:
         expected = f"the lock on {where} within {engines.BUSY_SECONDS:.0f} s"
         raise Conflict(expected, "another process holding it", "Try again when it is done.") from None
-    except OSError as error:
-        came = type(error).__name__
-        raise RegistryError(f"to write beside {where}", came, "Check free space and permissions.") from error
     try:
         yield
     finally:

@@ -35,7 +35,13 @@ _PRAGMAS = (
 )
 _RESTORE = "Run `efface verify --deep`, or restore a backup."
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_DISK = {
+    sqlite3.SQLITE_FULL: "a full disk",
+    sqlite3.SQLITE_READONLY: "a read-only file or disk",
+    sqlite3.SQLITE_IOERR: "an input/output error",
+    sqlite3.SQLITE_CANTOPEN: "a file that cannot be opened",
+    sqlite3.SQLITE_PERM: "no permission",
+}
 _PG_BUSY = ("40", "55P03", "57014")
 """Serialization failures and deadlocks; a lock not to be had; a statement that ran out of time."""
 _PG_DISK = ("53", "25006", "42501", "58")
@@ -147,7 +153,8 @@ def _of_sqlite(error: sqlite3.Error, where: str) -> RegistryError:
         expected = f"the lock on {where} within {BUSY_SECONDS:.0f} s"
         return Conflict(expected, "another process holding it", "Try again when it is done.")
     if code in _DISK:
-        return RegistryError(f"to read and write {where}", str(error), "Check free space and permissions.")
+        came = f"{_DISK[code]} ({error})"
+        return RegistryError(f"to read and write {where}", came, "Check free space and permissions.")
     return BrokenRegistry(f"a sound database at {where}", str(error), _RESTORE)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from . import checks, projections
 from .canon import JSON, canonical, parse, quoted
 from .registry import Registry, Writer
-from .tables import Row, Tables
+from .tables import PROJECTIONS, MemoryTables, Row, Tables
 from .types import Event
 
 VERSION = 1
@@ -85,12 +85,18 @@ def rebuild(reg: Registry) -> int:
 
 
 def replay(db: Tables) -> int:
-    """Drop every projection of `db` and apply its events again; returns how many there are."""
-    replayed = list(events(db))
+    """Drop every projection of `db` and apply its events again; returns how many there are.
+
+    They are folded in memory, as `verify` does, and the rows written at once: a statement per row takes minutes.
+    """
+    folded, count = MemoryTables(), 0
+    for event in events(db):
+        projections.apply(folded, event)
+        count += 1
     projections.clear(db)
-    for event in replayed:
-        projections.apply(db, event)
-    return len(replayed)
+    for table in PROJECTIONS:
+        db.fill(table.name, folded.dump(table.name).values())
+    return count
 
 
 def row_of(event: Event) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from . import checks, database
+from . import checks, database, durable
 from .blob_store import BlobStore
 from .blobs import open_blobs
 from .canon import timestamp
@@ -87,7 +87,10 @@ class Registry:
 
     @contextmanager
     def write(self, actor: str) -> Generator[Writer]:
-        """A write transaction: the only one at a time. An exception inside undoes all of it."""
+        """A write transaction: the only one at a time. An exception inside undoes all of it.
+
+        Raises RegistryError when the disk of the database, the vault or the blobs does not let us.
+        """
         checks.actor(actor)
-        with self.database.writing() as tables:
+        with durable.disk_errors(self.root), self.database.writing() as tables:
             yield Writer(tables, timestamp(self.clock()), actor)

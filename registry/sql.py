@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
-from .tables import ALL, PROJECTIONS, Row, Table
+from .tables import ALL, PROJECTIONS, Row, Table, chunks
 
 METADATA = sa.MetaData()
 
@@ -71,6 +72,11 @@ class SqlTables:
     def insert(self, table: str, **row: object) -> None:
         """See `tables.Tables`."""
         self.connection.execute(TABLES[table].insert(), row)
+
+    def fill(self, table: str, rows: Iterable[Row]) -> None:
+        """See `tables.Tables`."""
+        for some in chunks(iter(rows), 10_000):
+            self.connection.execute(TABLES[table].insert(), list(some))
 
     def put(self, table: str, **row: object) -> None:
         """See `tables.Tables`."""

@@ -6,7 +6,7 @@ which `verify` replays the ledger), so one fold of events serves both. Columns h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,6 +107,10 @@ class Tables(Protocol):
         """Add a row. The rest of its columns are null."""
         ...
 
+    def fill(self, table: str, rows: Iterable[Row]) -> None:
+        """Add rows with all their columns."""
+        ...
+
     def put(self, table: str, **row: object) -> None:
         """Add a row, or leave the one with the same key as it is."""
         ...
@@ -163,6 +167,11 @@ class MemoryTables:
         if key in self._rows[table]:
             raise BrokenRegistry(f"a new row of {table}", "one that is there already", "Run `efface verify`.")
         self._rows[table][key] = {**dict.fromkeys(ALL[table].columns), **row}
+
+    def fill(self, table: str, rows: Iterable[Row]) -> None:
+        """See `Tables`."""
+        for row in rows:
+            self.insert(table, **row)
 
     def put(self, table: str, **row: object) -> None:
         """See `Tables`."""
