@@ -45,6 +45,7 @@ ADAPTER = Adapter(
     trained_on=None,
     files=DIGESTS,
     facts={},
+    error_bound=None,
     state="SEALED",
     sealed_at="",
 )
