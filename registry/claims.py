@@ -12,18 +12,17 @@ release on that base is activated again.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states
+from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states, support
 from .canon import JSON, digest_json, parse
 from .errors import Conflict, GateFailed, InvalidInput
 from .registry import Registry, Writer
 from .tables import Row, Tables
 from .types import ClaimLevel, Evidence, ForgetRequest
 
-LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
-"""From the least to the most."""
-METHODS: dict[str, ClaimLevel] = {"merge": "consolidated", "retrain": "erased", "shard": "erased"}
+LEVELS = support.LEVELS
+METHODS = support.METHODS
 
 
 def record_evidence(
@@ -84,23 +83,7 @@ def supported_claim(reg: Registry, request_id: str) -> ClaimLevel | None:
     """The most that can be claimed of a request now; None when nothing can: the caller's normal case."""
     with reg.read() as db:
         requests.load(db, request_id)
-        return supported(db, request_id)
-
-
-def supported(db: Tables, request_id: str) -> ClaimLevel | None:
-    """As `supported_claim`, inside a transaction."""
-    served = release_rows.served_bases(db)
-    pairs = db.find("adapter_request", order="adapter", request=request_id)
-    before = {adapter.base for adapter in adapters.load_many(db, [pair["adapter"] for pair in pairs])}
-    recorded = [_evidence(row) for row in db.find("evidence", request=request_id)]
-    found = {
-        one.level
-        for one in recorded
-        if not any(served.get(base, one.at) > one.at for base in before - {one.artefact})
-    }
-    if release_rows.channels_of(db, request_id):
-        found.add("suppressed")
-    return next((level for level in reversed(LEVELS) if level in found), None)
+        return support.supported(db, request_id)
 
 
 def overstated(db: Tables) -> list[str]:
@@ -108,7 +91,9 @@ def overstated(db: Tables) -> list[str]:
     named = sorted({row["request"] for row in db.find("evidence")})
     found = [requests.load(db, request_id) for request_id in named]
     return [
-        one.id for one in found if one.claim_level and _rank(one.claim_level) > _rank(supported(db, one.id))
+        one.id
+        for one in found
+        if one.claim_level and support.rank(one.claim_level) > support.rank(support.supported(db, one.id))
     ]
 
 
@@ -124,18 +109,14 @@ def close_request(reg: Registry, request_id: str, *, claim: str | None = None, a
         if request.shredded_at is None or request.state not in ("RELEASED", "SHREDDED"):
             then = f"Shred its rows first: efface request shred {request_id}"
             raise Conflict(f"{request_id} released and shredded", request.state, then)
-        shown = supported(tx.db, request_id)
+        shown = support.supported(tx.db, request_id)
         level = claim or shown
-        if level is None or _rank(level) > _rank(shown):
+        if level is None or support.rank(level) > support.rank(shown):
             came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
             then = "Claim less, or record the merge or retraining: efface request evidence."
             raise GateFailed("a claim that the evidence shows", came, then)
         ledger.append(tx, "request.closed", request_id, {"claim": level})
         return requests.load(tx.db, request_id)
-
-
-def _rank(level: str | None) -> int:
-    return -1 if level is None else [str(one) for one in LEVELS].index(level)
 
 
 def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:
