@@ -70,8 +70,7 @@ def _extended(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
 def _shredded(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
     row = rows["request"][event.subject_id]
     row["shredded_at"] = event.at
-    if row["state"] not in states.ENDED:
-        row["state"] = states.step("request", row["state"], "SHREDDED")
+    row["state"] = states.after_shredding(row["state"])
 
 
 def _nothing(_rows: dict[str, Rows], _event: Event, _body: Mapping[str, Any]) -> None:

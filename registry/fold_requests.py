@@ -58,16 +58,12 @@ def shredding(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
 
 
 def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
-    """Its rows are gone. A released request moves on; any other stays what it is.
-
-    That is one that was refused or withdrawn, or that was rolled back while a cut-off shredding waited for its end.
-    """
+    """Its rows are gone."""
     row = need(db, "forget_request", event.subject_id)
     if row["shredding_at"] is None or row["shredded_at"] is not None:
         came = "one without a beginning, or a second one"
         raise BrokenRegistry("a shredding that has begun", came, "Run `efface verify`.")
-    state = states.step("request", "RELEASED", "SHREDDED") if row["state"] == "RELEASED" else row["state"]
-    changes = {"state": state, "shredded_at": event.at, "updated_at": event.at}
+    changes = {"state": states.after_shredding(row["state"]), "shredded_at": event.at, "updated_at": event.at}
     db.update("forget_request", (event.subject_id,), **changes)
 
 
