@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lifecycle_kit import MERGED, alone, proven, shredded
+from lifecycle_kit import MERGED, alone, proven, shredded, state
 from registry_kit import BASE, answered, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
     BrokenRegistry,
     Event,
     Registry,
+    bundle_summary,
     compose,
     create_release,
     ledger,
@@ -118,6 +119,31 @@ def test_a_request_closed_as_suppressed_that_nothing_suppresses(reg: Registry, t
     assert (problem.kind, problem.where) == ("replay", f"event {len(log(reg))}")
     (row,) = facts.facts(log(reg), {})["requests"]
     assert (row["claim"], row["supported"]) == ("suppressed", None)
+
+
+def test_a_shredding_that_ended_after_a_rollback(reg: Registry, tmp_path: Path) -> None:
+    """The request stays reopened, in the tables and in a bundle."""
+    request_id, adapter = answered(reg, tmp_path, 1)
+    release(reg, stack([adapter]))
+    with reg.write("ana") as tx:
+        ledger.append(tx, "request.shredding", request_id, {})
+    release(reg, compose(BASE, "nf4", []))
+    with reg.write("ana") as tx:
+        ledger.append(tx, "request.shredded", request_id, {})
+    (row,) = facts.facts(log(reg), {})["requests"]
+    assert row["state"] == state(reg, request_id) == "REOPENED"
+
+
+def test_a_claim_beyond_what_is_shown_stands_out() -> None:
+    shown = {"id": "req-000001", "claim": "erased", "supported": "suppressed"}
+    assert (
+        bundle_summary._claimed(shown)[-1] == f"{bundle_summary.BEYOND} {bundle_summary.UNDO['suppressed']}"
+    )
+    nothing = bundle_summary._claimed({**shown, "supported": None})[-1]
+    assert nothing == f"{bundle_summary.BEYOND} Nothing is shown."
+    less = bundle_summary._claimed({**shown, "claim": "suppressed", "supported": "erased"})[-1]
+    assert less == bundle_summary.UNDO["suppressed"]
+    assert bundle_summary._cell(nothing).startswith('<span class="no">')
 
 
 def evidence(reg: Registry, request_id: str, **changes: Any) -> tuple[str, str, Mapping[str, Any]]:
