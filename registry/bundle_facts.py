@@ -183,13 +183,10 @@ def _supported(request_id: str, rows: Mapping[str, Rows]) -> str | None:
     """The most that can be claimed, by the rule of `support.supported`, as far as the releases here show it."""
     mine = {row["digest"] for row in rows["adapter"].values() if request_id in row["requests"]}
     active = [row for row in rows["release"].values() if row["state"] == "ACTIVE"]
-    bases: dict[str, str] = {}
-    for row in active:
-        base = row["composition"]["base"]
-        bases[base] = max(bases.get(base, ""), row["activated_at"])
+    bases = {row["composition"]["base"] for row in active}
     before = {rows["adapter"][adapter]["base"] for adapter in mine}
     recorded = [row for row in rows["evidence"].values() if row["request"] == request_id]
-    levels = {row["level"] for row in recorded if support.counts(row, row["at"], before, bases)}
+    levels = {row["level"] for row in recorded if support.counts(row, before, bases)}
     if any(mine & _parts(row) for row in active):
         levels.add("suppressed")
     return support.highest(levels)

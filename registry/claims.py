@@ -6,8 +6,8 @@
 
 The first is read off the active releases. The other two are made elsewhere, so someone records them as `Evidence`,
 with the digest of the base that came of it and an audit of that base that passed. From then on a release on that base
-forgets the request without any adapter. That the base before was withdrawn is somebody's word: it counts until a
-release on that base is activated again.
+forgets the request without any adapter. The evidence names the base before too. That this one was withdrawn is
+somebody's word, and it does not count while a channel serves that base, bare or not.
 """
 
 from __future__ import annotations
@@ -35,22 +35,31 @@ def record_evidence(
     base_withdrawn: bool,
     statement: str,
     actor: str,
+    replaces: str | None = None,
 ) -> Evidence:
     """Record that the base `artefact` was made by `method` for a request, and passed `audit`.
 
     `statement` says in words what was done (no personal data). `base_withdrawn`: the model before is no longer served
-    or handed out by anyone; a merge without that consolidates nothing. Recording it twice is recording it once.
+    or handed out by anyone; a merge without that consolidates nothing. `replaces` is the base before: by default the
+    one that the request's adapters are on. Recording it twice is recording it once.
     Raises InvalidInput, NotFound, Conflict for a request that ended, GateFailed unless the audit passed and is of
     that base alone; nothing is written then.
     """
     level = METHODS[checks.choice(method, "method", tuple(METHODS))]
     checks.token(artefact, "artefact", 200)
+    if replaces is not None:
+        checks.token(replaces, "replaces", 200)
     if not base_withdrawn:
         then = "Withdraw it first; until then the request is suppressed at most."
         raise InvalidInput("the base before withdrawn", "one that is still available", then)
     with reg.write(actor) as tx:
         if (state := requests.load(tx.db, request_id).state) in states.ENDED:
             raise Conflict(f"{request_id} in force", state, "Open a new request.")
+        replaced = _before(tx.db, request_id, artefact) if replaces is None else replaces
+        if replaced == artefact:
+            raise InvalidInput(
+                "another base than the one before", artefact, "Name the one that was replaced."
+            )
         proof = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
         alone = compositions.compose(artefact, proof.precision, [])
         if proof.verdict != "pass" or proof.composition != alone.digest:
@@ -62,6 +71,7 @@ def record_evidence(
             "level": level,
             "method": method,
             "artefact": artefact,
+            "replaces": replaced,
             "audit": proof.digest,
             "statement": checks.text(statement, "statement", 2000),
         }
@@ -117,6 +127,17 @@ def close_request(reg: Registry, request_id: str, *, claim: str | None = None, a
             raise GateFailed("a claim that the evidence shows", came, then)
         ledger.append(tx, "request.closed", request_id, {"claim": level})
         return requests.load(tx.db, request_id)
+
+
+def _before(db: Tables, request_id: str, artefact: str) -> str:
+    """The base that the request's adapters are on. Raises InvalidInput unless it is one."""
+    pairs = db.find("adapter_request", order="adapter", request=request_id)
+    trained = adapters.load_many(db, [pair["adapter"] for pair in pairs])
+    found = sorted({adapter.base for adapter in trained} - {artefact})
+    if len(found) != 1:
+        came = "no adapter that says so" if not found else f"adapters on {', '.join(found)}"
+        raise InvalidInput("the base before", came, "Name the base that was replaced.")
+    return found[0]
 
 
 def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:

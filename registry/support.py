@@ -21,19 +21,15 @@ METHODS: Mapping[str, ClaimLevel] = {"merge": "consolidated", "retrain": "erased
 class Served:
     """What the active releases of all channels serve."""
 
-    bases: Mapping[str, str]
-    """Base → when the newest active release on it was activated."""
+    bases: frozenset[str]
     compositions: frozenset[str]
 
 
 def served(db: Tables) -> Served:
     """Read one row for each active release, and its composition."""
-    bases: dict[str, str] = {}
-    active = db.find("release", state="ACTIVE")
-    for row in active:
-        base = need(db, "composition", row["composition"])["base"]
-        bases[base] = max(bases.get(base, ""), row["activated_at"])
-    return Served(bases, frozenset(row["composition"] for row in active))
+    compositions = frozenset(row["composition"] for row in db.find("release", state="ACTIVE"))
+    bases = frozenset(need(db, "composition", digest)["base"] for digest in compositions)
+    return Served(bases, compositions)
 
 
 def supported(db: Tables, request_id: str, now: Served | None = None) -> ClaimLevel | None:
@@ -43,15 +39,15 @@ def supported(db: Tables, request_id: str, now: Served | None = None) -> ClaimLe
     mine = [pair["adapter"] for pair in pairs]
     before = {need(db, "adapter", adapter)["base"] for adapter in mine}
     recorded = db.find("evidence", request=request_id)
-    levels = {row["level"] for row in recorded if counts(parse(row["record"]), row["at"], before, now.bases)}
+    levels = {row["level"] for row in recorded if counts(parse(row["record"]), before, now.bases)}
     if any(db.get("composition_part", digest, one) for digest in now.compositions for one in mine):
         levels.add("suppressed")
     return highest(levels)
 
 
-def counts(record: Any, at: str, before: Iterable[str], bases: Mapping[str, str]) -> bool:
-    """Whether evidence of that time counts: no base before was released again since."""
-    return not any(bases.get(base, at) > at for base in {*before} - {record["artefact"]})
+def counts(record: Any, before: Iterable[str], served: Iterable[str]) -> bool:
+    """Whether evidence counts: no channel serves the base that it replaces or that adapters were trained on."""
+    return {*before, record.get("replaces")}.isdisjoint({*served} - {record["artefact"]})
 
 
 def highest(levels: Iterable[str]) -> ClaimLevel | None:

@@ -261,6 +261,9 @@ def test_evidence_of_a_merge_and_its_audit(told: Registry, tmp_path: Path) -> No
         told, "req-000001", method="merge", artefact=base, audit=proof.digest, base_withdrawn=True,
         statement="merged & withdrawn", actor="ana",
     )  # fmt: skip
+    export(told, tmp_path / "served.zip")
+    assert verify_bundle(tmp_path / "served.zip").facts["requests"][0]["supported"] == "suppressed"
+    release(told, compose(base, "nf4", []))
     export(told, tmp_path / NAME)
     found = verify_bundle(tmp_path / NAME)
     assert found.ok
