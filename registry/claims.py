@@ -18,7 +18,7 @@ from . import adapters, audits, checks, compositions, ledger, release_rows, requ
 from .canon import JSON, digest_json, parse
 from .errors import Conflict, GateFailed, InvalidInput
 from .registry import Registry, Writer
-from .tables import Row, Tables
+from .tables import Row, Tables, chunks
 from .types import ClaimLevel, Evidence, ForgetRequest
 
 LEVELS = support.LEVELS
@@ -96,15 +96,28 @@ def supported_claim(reg: Registry, request_id: str) -> ClaimLevel | None:
         return support.supported(db, request_id)
 
 
-def overstated(db: Tables) -> list[str]:
-    """Closed requests of which more is claimed than evidence shows now: the base before is served again."""
-    named = sorted({row["request"] for row in db.find("evidence")})
-    found = [requests.load(db, request_id) for request_id in named]
-    return [
-        one.id
-        for one in found
-        if one.claim_level and support.rank(one.claim_level) > support.rank(support.supported(db, one.id))
-    ]
+def overstated(db: Tables, base: str) -> list[str]:
+    """Closed requests of which more is claimed than is shown, now that a channel serves `base` and none did before.
+
+    Only evidence that another base replaced this one can have stopped to count.
+    """
+    rows = [row for row in db.find("evidence") if _record(row)["artefact"] != base]
+    replaced = {row["request"] for row in rows if _record(row).get("replaces") == base}
+    others = sorted({row["request"] for row in rows} - replaced)
+    pairs = [pair for some in chunks(others) for pair in db.find("adapter_request", request=some)]
+    on = {
+        one.digest
+        for one in adapters.load_many(db, sorted({pair["adapter"] for pair in pairs}))
+        if one.base == base
+    }
+    replaced |= {pair["request"] for pair in pairs if pair["adapter"] in on}
+    now = support.served(db)
+    return [request_id for request_id in sorted(replaced) if _too_much(db, request_id, now)]
+
+
+def _too_much(db: Tables, request_id: str, now: support.Served) -> bool:
+    claim = requests.load(db, request_id).claim_level
+    return claim is not None and support.rank(claim) > support.rank(support.supported(db, request_id, now))
 
 
 def close_request(reg: Registry, request_id: str, *, claim: str | None = None, actor: str) -> ForgetRequest:
@@ -148,6 +161,10 @@ def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:
 
 
 def _evidence(row: Row) -> Evidence:
-    record: Any = parse(row["record"])
+    record = _record(row)
     names = ("request", "level", "method", "artefact", "audit", "statement")
     return Evidence(digest=row["digest"], at=row["at"], **{name: record[name] for name in names})
+
+
+def _record(row: Row) -> Any:
+    return parse(row["record"])
