@@ -6,17 +6,17 @@ Pure. Every step of a subject is checked against its state table, so an event th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
-from . import states
+from . import compositions, states, support
+from .canon import digest_json
 from .errors import BrokenRegistry
-from .types import ClaimLevel, Event
+from .types import Event
 
 Facts = dict[str, Any]
 Rows = dict[str, dict[str, Any]]
 OPENING = ("basis", "n_items", "commitment", "received_at", "due_at")
 """What a bundle says of how a request came in: never who asked, not even keyed."""
-_LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
 _ANSWERS = ("RELEASED", "REFUSED", "WITHDRAWN")
 
 
@@ -35,7 +35,7 @@ def facts(events: Sequence[Event], stated: Mapping[str, Mapping[str, Any]]) -> F
             _handler(event)(rows, event, cast(Mapping[str, Any], event.body))
     found: Facts = {f"{name}s" if name != "evidence" else name: _listed(name, rows[name]) for name in rows}
     for request in found["requests"]:
-        request["supported"] = _supported(request["id"], found)
+        request["supported"] = _supported(request["id"], rows)
     return found
 
 
@@ -70,8 +70,7 @@ def _extended(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
 def _shredded(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
     row = rows["request"][event.subject_id]
     row["shredded_at"] = event.at
-    if row["state"] not in states.ENDED:
-        row["state"] = states.step("request", row["state"], "SHREDDED")
+    row["state"] = states.after_shredding(row["state"])
 
 
 def _nothing(_rows: dict[str, Rows], _event: Event, _body: Mapping[str, Any]) -> None:
@@ -83,6 +82,8 @@ def _request_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any])
     row = rows["request"][event.subject_id]
     row["state"] = states.step("request", row["state"], states.named_by(event.kind))
     row["claim"] = body.get("claim") if row["state"] == "CLOSED" else None
+    if row["state"] == "CLOSED":
+        _check_claim(rows, event.subject_id, row["claim"])
     if row["state"] in _ANSWERS:
         row["answered_at"] = event.at
     if row["state"] == "REOPENED":
@@ -107,7 +108,11 @@ def _audited(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> No
 
 
 def _evidence(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
-    _new(rows["evidence"], event.subject_id, {"digest": event.subject_id, **body["record"], "at": event.at})
+    record = body["record"]
+    audit = _audit(rows, record["audit"])
+    alone = compositions.compose(record["artefact"], audit["precision"], []).digest
+    support.check_evidence(record, alone, audit)
+    _new(rows["evidence"], event.subject_id, {"digest": event.subject_id, **record, "at": event.at})
 
 
 def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
@@ -118,6 +123,8 @@ def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
 
 def _candidate(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
     names = ("channel", "version", "composition", "digest", "rendered", "reason")
+    if digest_json(body["composition"]) != body["digest"]:
+        raise BrokenRegistry("the digest of the composition", "another", "Ask for the bundle again.")
     row = {
         **{name: body[name] for name in names},
         "state": "CANDIDATE",
@@ -134,9 +141,28 @@ def _release_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any])
     row = rows["release"][event.subject_id]
     row["state"] = states.step("release", row["state"], states.named_by(event.kind))
     if row["state"] == "APPROVED":
+        _gate(rows, row, body["audit"])
         row |= {"audit": body["audit"], "approved_by": event.actor}
     if row["state"] == "ACTIVE":
+        _gate(rows, row, row["audit"])
         row["activated_at"] = event.at
+
+
+def _gate(rows: dict[str, Rows], row: Mapping[str, Any], audit: str) -> None:
+    quantization = row["composition"]["quantization"]
+    support.check_release({"composition": row["digest"]}, quantization, _audit(rows, audit))
+
+
+def _audit(rows: dict[str, Rows], digest: str) -> Mapping[str, Any]:
+    if digest not in rows["audit"]:
+        raise BrokenRegistry("the audit that an event names, before it", "none", "Ask for the bundle again.")
+    return rows["audit"][digest]
+
+
+def _check_claim(rows: dict[str, Rows], request_id: str, claim: str | None) -> None:
+    """More than suppressed needs evidence, which is all here. A bundle of a channel may lack others that suppress."""
+    shown = support.highest({_supported(request_id, rows) or "suppressed", "suppressed"})
+    support.check_claim(claim, shown)
 
 
 def _new(rows: Rows, key: str, row: dict[str, Any]) -> None:
@@ -153,13 +179,17 @@ def _listed(name: str, rows: Rows) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["channel"], row["version"])) if name == "release" else found
 
 
-def _supported(request_id: str, found: Facts) -> str | None:
-    """The most that can be claimed, as `claims.supported` finds it in the tables."""
-    mine = {row["digest"] for row in found["adapters"] if request_id in row["requests"]}
-    levels = {row["level"] for row in found["evidence"] if row["request"] == request_id}
-    if any(row["state"] == "ACTIVE" and mine & _parts(row) for row in found["releases"]):
+def _supported(request_id: str, rows: Mapping[str, Rows]) -> str | None:
+    """The most that can be claimed, by the rule of `support.supported`, as far as the releases here show it."""
+    mine = {row["digest"] for row in rows["adapter"].values() if request_id in row["requests"]}
+    active = [row for row in rows["release"].values() if row["state"] == "ACTIVE"]
+    bases = {row["composition"]["base"] for row in active}
+    before = {rows["adapter"][adapter]["base"] for adapter in mine}
+    recorded = [row for row in rows["evidence"].values() if row["request"] == request_id]
+    levels = {row["level"] for row in recorded if support.counts(row, before, bases)}
+    if any(mine & _parts(row) for row in active):
         levels.add("suppressed")
-    return next((level for level in reversed(_LEVELS) if level in levels), None)
+    return support.highest(levels)
 
 
 def _parts(release: Mapping[str, Any]) -> set[str]:

@@ -24,7 +24,7 @@ from .trust import TrustedKey
 from .types import Event
 
 FORMAT = "efface-evidence-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 ONE_OF = ("checkpoints.json", "facts.json", "keys.json", "ledger.json", "summary.html")
 RECORDS: Mapping[str, tuple[str, str]] = {

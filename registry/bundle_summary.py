@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from . import support
 from .checkpoints import Checkpoint
 from .trust import TrustedKey
 
@@ -32,6 +33,7 @@ UNDO: Mapping[str | None, str] = {
     " model are another matter.",
 }
 """Whether a claim can be undone."""
+BEYOND = "More is claimed than these events show."
 _PROVES = (
     "Every event shown here is in the ledger whose Merkle root is above, where it says, as it was recorded.",
     "The digests of adapters, audit records and reports are those of the files here or of the files they name.",
@@ -51,6 +53,8 @@ _NOT = (
     "That nothing else happened: later events are not here, and nobody can prove from this file alone that no event"
     " was left out. Ask for a newer bundle to see whether a release was rolled back.",
     "Whose the keys are: compare their ids with those you were given another way.",
+    "That no other release serves the base before a merge or a retraining, or that one does: only the releases that"
+    " are here were looked at.",
     "That no copy of the rows or of another model exists elsewhere.",
 )
 
@@ -117,7 +121,13 @@ def _asked(row: Facts) -> tuple[Any, ...]:
 
 
 def _claimed(row: Facts) -> tuple[Any, ...]:
-    return row["id"], row["claim"], row["supported"], UNDO[row["claim"] or row["supported"]]
+    """What is claimed is described by no more than what is shown, and a claim beyond that stands out."""
+    claim, shown = row["claim"], row["supported"]
+    if support.rank(claim) > support.rank(shown):
+        undo = f"{BEYOND} {UNDO[shown] if shown else 'Nothing is shown.'}"
+    else:
+        undo = UNDO[claim or shown]
+    return row["id"], claim, shown, undo
 
 
 def _release(row: Facts) -> tuple[Any, ...]:
@@ -205,7 +215,9 @@ def _cell(value: Any) -> str:
     text = escape(_moment(str(value)))
     if text.startswith(("sha256:", "https:")):
         return f"<code>{text}</code>"
-    return f'<span class="no">{text}</span>' if text == "fail" or text.startswith("missed") else text
+    return (
+        f'<span class="no">{text}</span>' if text == "fail" or text.startswith(("missed", BEYOND)) else text
+    )
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -6,24 +6,23 @@
 
 The first is read off the active releases. The other two are made elsewhere, so someone records them as `Evidence`,
 with the digest of the base that came of it and an audit of that base that passed. From then on a release on that base
-forgets the request without any adapter. That the base before was withdrawn is somebody's word: it counts until a
-release on that base is activated again.
+forgets the request without any adapter. The evidence names the base before too. That this one was withdrawn is
+somebody's word, and it does not count while a channel serves that base, bare or not.
 """
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states
+from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states, support
 from .canon import JSON, digest_json, parse
 from .errors import Conflict, GateFailed, InvalidInput
 from .registry import Registry, Writer
-from .tables import Row, Tables
+from .tables import Row, Tables, chunks
 from .types import ClaimLevel, Evidence, ForgetRequest
 
-LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
-"""From the least to the most."""
-METHODS: dict[str, ClaimLevel] = {"merge": "consolidated", "retrain": "erased", "shard": "erased"}
+LEVELS = support.LEVELS
+METHODS = support.METHODS
 
 
 def record_evidence(
@@ -36,22 +35,31 @@ def record_evidence(
     base_withdrawn: bool,
     statement: str,
     actor: str,
+    replaces: str | None = None,
 ) -> Evidence:
     """Record that the base `artefact` was made by `method` for a request, and passed `audit`.
 
     `statement` says in words what was done (no personal data). `base_withdrawn`: the model before is no longer served
-    or handed out by anyone; a merge without that consolidates nothing. Recording it twice is recording it once.
+    or handed out by anyone; a merge without that consolidates nothing. `replaces` is the base before: by default the
+    one that the request's adapters are on. Recording it twice is recording it once.
     Raises InvalidInput, NotFound, Conflict for a request that ended, GateFailed unless the audit passed and is of
     that base alone; nothing is written then.
     """
     level = METHODS[checks.choice(method, "method", tuple(METHODS))]
     checks.token(artefact, "artefact", 200)
+    if replaces is not None:
+        checks.token(replaces, "replaces", 200)
     if not base_withdrawn:
         then = "Withdraw it first; until then the request is suppressed at most."
         raise InvalidInput("the base before withdrawn", "one that is still available", then)
     with reg.write(actor) as tx:
         if (state := requests.load(tx.db, request_id).state) in states.ENDED:
             raise Conflict(f"{request_id} in force", state, "Open a new request.")
+        replaced = _before(tx.db, request_id, artefact) if replaces is None else replaces
+        if replaced == artefact:
+            raise InvalidInput(
+                "another base than the one before", artefact, "Name the one that was replaced."
+            )
         proof = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
         alone = compositions.compose(artefact, proof.precision, [])
         if proof.verdict != "pass" or proof.composition != alone.digest:
@@ -63,6 +71,7 @@ def record_evidence(
             "level": level,
             "method": method,
             "artefact": artefact,
+            "replaces": replaced,
             "audit": proof.digest,
             "statement": checks.text(statement, "statement", 2000),
         }
@@ -84,32 +93,31 @@ def supported_claim(reg: Registry, request_id: str) -> ClaimLevel | None:
     """The most that can be claimed of a request now; None when nothing can: the caller's normal case."""
     with reg.read() as db:
         requests.load(db, request_id)
-        return supported(db, request_id)
+        return support.supported(db, request_id)
 
 
-def supported(db: Tables, request_id: str) -> ClaimLevel | None:
-    """As `supported_claim`, inside a transaction."""
-    served = release_rows.served_bases(db)
-    pairs = db.find("adapter_request", order="adapter", request=request_id)
-    before = {adapter.base for adapter in adapters.load_many(db, [pair["adapter"] for pair in pairs])}
-    recorded = [_evidence(row) for row in db.find("evidence", request=request_id)]
-    found = {
-        one.level
-        for one in recorded
-        if not any(served.get(base, one.at) > one.at for base in before - {one.artefact})
+def overstated(db: Tables, base: str) -> list[str]:
+    """Closed requests of which more is claimed than is shown, now that a channel serves `base` and none did before.
+
+    Only evidence that another base replaced this one can have stopped to count.
+    """
+    rows = [row for row in db.find("evidence") if _record(row)["artefact"] != base]
+    replaced = {row["request"] for row in rows if _record(row).get("replaces") == base}
+    others = sorted({row["request"] for row in rows} - replaced)
+    pairs = [pair for some in chunks(others) for pair in db.find("adapter_request", request=some)]
+    on = {
+        one.digest
+        for one in adapters.load_many(db, sorted({pair["adapter"] for pair in pairs}))
+        if one.base == base
     }
-    if release_rows.channels_of(db, request_id):
-        found.add("suppressed")
-    return next((level for level in reversed(LEVELS) if level in found), None)
+    replaced |= {pair["request"] for pair in pairs if pair["adapter"] in on}
+    now = support.served(db)
+    return [request_id for request_id in sorted(replaced) if _too_much(db, request_id, now)]
 
 
-def overstated(db: Tables) -> list[str]:
-    """Closed requests of which more is claimed than evidence shows now: the base before is served again."""
-    named = sorted({row["request"] for row in db.find("evidence")})
-    found = [requests.load(db, request_id) for request_id in named]
-    return [
-        one.id for one in found if one.claim_level and _rank(one.claim_level) > _rank(supported(db, one.id))
-    ]
+def _too_much(db: Tables, request_id: str, now: support.Served) -> bool:
+    claim = requests.load(db, request_id).claim_level
+    return claim is not None and support.rank(claim) > support.rank(support.supported(db, request_id, now))
 
 
 def close_request(reg: Registry, request_id: str, *, claim: str | None = None, actor: str) -> ForgetRequest:
@@ -124,9 +132,9 @@ def close_request(reg: Registry, request_id: str, *, claim: str | None = None, a
         if request.shredded_at is None or request.state not in ("RELEASED", "SHREDDED"):
             then = f"Shred its rows first: efface request shred {request_id}"
             raise Conflict(f"{request_id} released and shredded", request.state, then)
-        shown = supported(tx.db, request_id)
+        shown = support.supported(tx.db, request_id)
         level = claim or shown
-        if level is None or _rank(level) > _rank(shown):
+        if level is None or support.rank(level) > support.rank(shown):
             came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
             then = "Claim less, or record the merge or retraining: efface request evidence."
             raise GateFailed("a claim that the evidence shows", came, then)
@@ -134,8 +142,15 @@ def close_request(reg: Registry, request_id: str, *, claim: str | None = None, a
         return requests.load(tx.db, request_id)
 
 
-def _rank(level: str | None) -> int:
-    return -1 if level is None else [str(one) for one in LEVELS].index(level)
+def _before(db: Tables, request_id: str, artefact: str) -> str:
+    """The base that the request's adapters are on. Raises InvalidInput unless it is one."""
+    pairs = db.find("adapter_request", order="adapter", request=request_id)
+    trained = adapters.load_many(db, [pair["adapter"] for pair in pairs])
+    found = sorted({adapter.base for adapter in trained} - {artefact})
+    if len(found) != 1:
+        came = "no adapter that says so" if not found else f"adapters on {', '.join(found)}"
+        raise InvalidInput("the base before", came, "Name the base that was replaced.")
+    return found[0]
 
 
 def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:
@@ -146,6 +161,10 @@ def _mark_released(tx: Writer, request_id: str, evidence: str) -> None:
 
 
 def _evidence(row: Row) -> Evidence:
-    record: Any = parse(row["record"])
+    record = _record(row)
     names = ("request", "level", "method", "artefact", "audit", "statement")
     return Evidence(digest=row["digest"], at=row["at"], **{name: record[name] for name in names})
+
+
+def _record(row: Row) -> Any:
+    return parse(row["record"])

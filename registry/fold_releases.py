@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import states
+from . import states, support
+from .canon import digest_json
 from .errors import BrokenRegistry
-from .tables import Tables, need
+from .tables import Row, Tables, need
 from .types import Event
 
 
@@ -19,6 +20,8 @@ def candidate(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     if version != last + 1:
         raise BrokenRegistry(f"version {last + 1} of {name}", f"version {version}", "Run `efface verify`.")
     db.update("channel", (name,), versions=version)
+    if digest_json(body["composition"]) != body["digest"]:
+        raise BrokenRegistry("the digest of the composition", "another", "Run `efface verify`.")
     composition(db, body["digest"], body["composition"])
     if body["rendered"] is not None:
         need(db, "adapter", body["rendered"])
@@ -36,20 +39,30 @@ def candidate(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
 
 
 def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
-    """The next state; a channel never has two active releases, not even between two events."""
+    """The next state, approved and served on an audit that carries it.
+
+    A channel never has two active releases, not even between two events.
+    """
     key = (body["channel"], body["version"])
     row = need(db, "release", *key)
     state = states.step("release", row["state"], states.named_by(event.kind))
     changes: dict[str, Any] = {"state": state}
     if state == "APPROVED":
-        need(db, "audit", body["audit"])
+        _gate(db, row, body["audit"])
         changes |= {"audit": body["audit"], "approved_by": event.actor}
     if state == "ACTIVE":
+        _gate(db, row, row["audit"])
         _turn(db, *key, turning=True)
         changes |= {"activated_at": event.at}
     elif row["state"] == "ACTIVE":
         _turn(db, *key, turning=False)
     db.update("release", key, **changes)
+
+
+def _gate(db: Tables, release: Row, audit: str) -> None:
+    """What `release_checks.gate` asked before the event was appended."""
+    quantization = need(db, "composition", release["composition"])["quantization"]
+    support.check_release(release, quantization, need(db, "audit", audit))
 
 
 def _turn(db: Tables, name: str, version: int, *, turning: bool) -> None:

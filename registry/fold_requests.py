@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import states
+from . import compositions, states, support
 from .canon import canonical
 from .errors import BrokenRegistry
 from .tables import Tables, need
@@ -36,7 +36,7 @@ def extended(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
 
 
 def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
-    """The next state. A claim stands while the request is closed."""
+    """The next state. A claim stands while the request is closed, and is one that its evidence shows then."""
     row = need(db, "forget_request", event.subject_id)
     state = states.step("request", row["state"], states.named_by(event.kind))
     if state == "CLOSED" and row["shredded_at"] is None:
@@ -44,6 +44,8 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
             "a request that is shredded before it is closed", row["state"], "Run `efface verify`."
         )
     claim = body.get("claim") if state == "CLOSED" else None
+    if state == "CLOSED":
+        support.check_claim(claim, support.supported(db, event.subject_id))
     db.update("forget_request", (event.subject_id,), state=state, claim_level=claim, updated_at=event.at)
 
 
@@ -56,16 +58,12 @@ def shredding(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
 
 
 def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
-    """Its rows are gone. A released request moves on; any other stays what it is.
-
-    That is one that was refused or withdrawn, or that was rolled back while a cut-off shredding waited for its end.
-    """
+    """Its rows are gone."""
     row = need(db, "forget_request", event.subject_id)
     if row["shredding_at"] is None or row["shredded_at"] is not None:
         came = "one without a beginning, or a second one"
         raise BrokenRegistry("a shredding that has begun", came, "Run `efface verify`.")
-    state = states.step("request", "RELEASED", "SHREDDED") if row["state"] == "RELEASED" else row["state"]
-    changes = {"state": state, "shredded_at": event.at, "updated_at": event.at}
+    changes = {"state": states.after_shredding(row["state"]), "shredded_at": event.at, "updated_at": event.at}
     db.update("forget_request", (event.subject_id,), **changes)
 
 
@@ -73,6 +71,9 @@ def evidence(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     """A merge or an erasure that happened outside of the registry, with its audit."""
     record = body["record"]
     need(db, "forget_request", record["request"])
+    audit = need(db, "audit", record["audit"])
+    alone = compositions.compose(record["artefact"], audit["precision"], []).digest
+    support.check_evidence(record, alone, audit)
     db.put(
         "evidence",
         digest=event.subject_id,

@@ -23,14 +23,13 @@ def parts(db: Tables, composition: Composition) -> None:
 
 
 def rendered(db: Tables, composition: Composition, digest: str) -> None:
-    """`digest` is a rendered adapter on the composition's base, and of no other composition."""
+    """`digest` is a rendered adapter on the composition's base, and says that it is of this very composition."""
     adapter = adapters.load(db, digest)
     if adapter.kind != "rendered" or adapter.state not in IN_USE:
         came = f"{digest}, {adapter.kind} and {adapter.state}"
         raise InvalidInput("a rendered adapter that is sealed", came, "Render the composition first.")
     _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
-    stated = adapter.facts.get("composition", composition.digest)
-    if stated != composition.digest:
+    if adapter.facts.get("composition") != composition.digest:
         raise InvalidInput(f"a rendering of {composition.digest}", "one of another", "Render it again.")
 
 

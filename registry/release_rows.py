@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from . import adapters, checks, compositions
+from . import adapters, checks, compositions, support
 from .canon import parse
 from .errors import NotFound
 from .tables import Row, Tables, chunks
@@ -30,18 +30,8 @@ def released(db: Tables) -> set[str]:
     held = {
         row["adapter"] for digest in active_now for row in db.find("composition_part", composition=digest)
     }
-    made, bases = made_for(db), served_bases(db)
+    made, bases = made_for(db), support.served(db).bases
     return _requests(db, sorted(held)).union(*(made.get(base, ()) for base in bases))
-
-
-def served_bases(db: Tables) -> dict[str, str]:
-    """The base under each active release → when the newest of these was activated."""
-    found: dict[str, str] = {}
-    for row in db.find("release", state="ACTIVE"):
-        header = db.get("composition", row["composition"])
-        if header is not None:
-            found[header["base"]] = max(found.get(header["base"], ""), row["activated_at"])
-    return found
 
 
 def made_for(db: Tables) -> dict[str, set[str]]:

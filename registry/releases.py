@@ -20,6 +20,7 @@ from . import (
     release_rows,
     requests,
     states,
+    support,
 )
 from .canon import JSON
 from .errors import Conflict, GateFailed, InvalidInput, NotFound
@@ -201,7 +202,7 @@ def _evidence(release: Release, given: str | None) -> str:
 
 def _activate(tx: Writer, release: Release, previous: Release | None, evidence: Audit) -> None:
     """The order matters: one channel never has two active releases, not even inside the transaction."""
-    before = release_rows.released(tx.db)
+    before, bases = release_rows.released(tx.db), support.served(tx.db).bases
     if previous is not None:
         _move(tx, previous, "superseded", {"by": release.version})
     _move(tx, release, "active", {"audit": evidence.digest})
@@ -209,13 +210,14 @@ def _activate(tx: Writer, release: Release, previous: Release | None, evidence: 
     for adapter in adapters.load_many(tx.db, served):
         if adapter.state == "SEALED":
             ledger.append(tx, "adapter.qualified", adapter.digest, {"audit": evidence.digest})
-    _move_requests(tx, release, before)
+    base = release.composition.base
+    _move_requests(tx, release, before, set() if base in bases else set(claims.overstated(tx.db, base)))
 
 
-def _move_requests(tx: Writer, release: Release, before: set[str]) -> None:
+def _move_requests(tx: Writer, release: Release, before: set[str], overstated: set[str]) -> None:
     note: dict[str, JSON] = {"release": f"{release.channel}@{release.version}"}
     after = release_rows.released(tx.db)
-    for request_id in sorted((before - after).union(claims.overstated(tx.db))):
+    for request_id in sorted((before - after) | overstated):
         if requests.load(tx.db, request_id).state in states.IN_FORCE:
             requests.advance(tx, request_id, "REOPENED", {**note, "reason": release.reason})
     for request_id in sorted(release_rows.requests_of(tx.db, release.composition)):

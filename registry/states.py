@@ -65,6 +65,14 @@ def step(kind: Kind, state: str, to: str) -> str:
     return to
 
 
+def after_shredding(state: str) -> str:
+    """The state of a request whose rows are gone now. A released one moves on; any other stays what it is.
+
+    That is one that was refused or withdrawn, or that was rolled back while a cut-off shredding waited for its end.
+    """
+    return step("request", state, "SHREDDED") if state == "RELEASED" else state
+
+
 def path(kind: Kind, state: str, to: str) -> tuple[str, ...]:
     """The shortest steps from `state` to `to`, the last one included; Conflict when there is no way."""
     ways: dict[str, tuple[str, ...]] = {state: ()}

@@ -124,11 +124,18 @@ class Tables(Protocol):
         ...
 
 
+_INDEXED: Mapping[str, str] = {"adapter_request": "request", "evidence": "request", "release": "state"}
+"""Columns by which a fold looks rows up."""
+
+
 class MemoryTables:
     """The projections as dicts, for replaying the ledger beside the database; only what a fold needs is fast."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[tuple[object, ...], dict[str, Any]]] = {name: {} for name in ALL}
+        self._index: dict[str, dict[object, dict[tuple[object, ...], dict[str, Any]]]] = {
+            name: {} for name in _INDEXED
+        }
 
     def get(self, table: str, *key: object) -> Row | None:
         """See `Tables`."""
@@ -144,9 +151,9 @@ class MemoryTables:
         limit: int | None = None,
         **where: object,
     ) -> list[Row]:
-        """See `Tables`; reads every row."""
+        """See `Tables`; reads every row, unless one of `_INDEXED` is asked for."""
         column = order or ALL[table].columns[0]
-        rows = [row for row in self._rows[table].values() if _matches(row, where)]
+        rows = [row for row in self._among(table, where) if _matches(row, where)]
         rows.sort(key=lambda row: (row[column], *(row[name] for name in ALL[table].key)), reverse=descending)
         if after is not None:
             rows = [row for row in rows if (row[column] < after if descending else row[column] > after)]
@@ -166,7 +173,9 @@ class MemoryTables:
         key = tuple(row[name] for name in ALL[table].key)
         if key in self._rows[table]:
             raise BrokenRegistry(f"a new row of {table}", "one that is there already", "Run `efface verify`.")
-        self._rows[table][key] = {**dict.fromkeys(ALL[table].columns), **row}
+        made = self._rows[table][key] = {**dict.fromkeys(ALL[table].columns), **row}
+        if table in _INDEXED:
+            self._index[table].setdefault(made[_INDEXED[table]], {})[key] = made
 
     def fill(self, table: str, rows: Iterable[Row]) -> None:
         """See `Tables`."""
@@ -180,11 +189,23 @@ class MemoryTables:
 
     def update(self, table: str, key: tuple[object, ...], **changes: object) -> None:
         """See `Tables`."""
-        self._rows[table][key].update(changes)
+        row, column = self._rows[table][key], _INDEXED.get(table)
+        if column in changes:
+            del self._index[table][row[column]][key]
+            self._index[table].setdefault(changes[column], {})[key] = row
+        row.update(changes)
 
     def clear(self, table: str) -> None:
         """See `Tables`."""
         self._rows[table].clear()
+        self._index.get(table, {}).clear()
+
+    def _among(self, table: str, where: Mapping[str, object]) -> Iterable[dict[str, Any]]:
+        """The rows that can match."""
+        value = where.get(_INDEXED.get(table, ""))
+        if value is None or isinstance(value, (tuple, frozenset, set)):
+            return self._rows[table].values()
+        return self._index[table].get(value, {}).values()
 
     def dump(self, table: str) -> dict[str, Row]:
         """Every row under its key as text, as `sql.SqlTables.dump` gives them."""

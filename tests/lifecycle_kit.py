@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_kit import Clock, answered, audited, contents, release, stack
+from registry_kit import BASE, Clock, answered, audited, contents, release, stack
 
 from efface.registry import (
     Adapter,
@@ -66,6 +66,7 @@ def proven(reg: Registry, request_id: str, **changes: Any) -> Evidence:
     values: dict[str, Any] = {
         "method": "merge",
         "artefact": MERGED,
+        "replaces": BASE,
         "base_withdrawn": True,
         "statement": "merged at bf16",
         "actor": "ana",

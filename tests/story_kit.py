@@ -120,7 +120,6 @@ class Version:
     composition: Composition
     state: str = "CANDIDATE"
     audit: str | None = None
-    turn: int = 0
     """When it became active, counted in activations and evidence."""
 
     @property
@@ -133,9 +132,7 @@ class Model:
     wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
     adapters: dict[str, Made] = field(default_factory=dict[str, Made])
     channels: dict[str, list[Version]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
-    evidence: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    """(request, method) → its turn."""
-    turns: int = 0
+    evidence: set[tuple[str, str]] = field(default_factory=lambda: set[tuple[str, str]]())
     passed: set[str] = field(default_factory=set[str])
     """Compositions with a passing audit at the precision they are served."""
     reports: set[str] = field(default_factory=set[str])
@@ -158,11 +155,9 @@ class Model:
     def supported(self, request_id: str) -> str | None:
         active = self.versions("ACTIVE")
         mine = {digest for digest, made in self.adapters.items() if request_id in made.requests}
-        again = max((one.turn for one in active if mine and one.composition.base == BASE), default=0)
+        before = any(one.composition.base == BASE for one in active)
         levels = {
-            METHODS[method]
-            for (request, method), turn in self.evidence.items()
-            if request == request_id and turn > again
+            METHODS[method] for request, method in self.evidence if request == request_id and not before
         }
         levels |= {"suppressed"} if any(mine & one.held for one in active) else set()
         return max(levels, key=LEVELS.index, default=None)
@@ -174,8 +169,7 @@ class Model:
         before = self.in_force()
         if (previous := self.active(channel)) is not None:
             previous.state = "SUPERSEDED"
-        self.turns += 1
-        version.state, version.turn = "ACTIVE", self.turns
+        version.state = "ACTIVE"
         for digest in version.held:
             if self.adapters[digest].state == "SEALED":
                 self.adapters[digest].state = "QUALIFIED"
@@ -358,6 +352,7 @@ class Story(RuleBasedStateMachine):
         wish = self.model.wishes[request_id]
         values: dict[str, Any] = {
             "artefact": MERGED,
+            "replaces": BASE,
             "base_withdrawn": True,
             "statement": "s",
             "actor": "ana",
@@ -367,8 +362,7 @@ class Story(RuleBasedStateMachine):
         if (request_id, method) in self.model.evidence and wish.state not in ENDED:
             self.unchanged(record)
         elif self.expect(Conflict if wish.state in ENDED else None, record) is not None:
-            self.model.turns += 1
-            self.model.evidence[request_id, method] = self.model.turns
+            self.model.evidence.add((request_id, method))
             if wish.state not in IN_FORCE and request_id in self.model.in_force():
                 wish.state = "RELEASED"
 

@@ -436,7 +436,7 @@ def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place,
                 "statement": "base taken down",
             }
             record_evidence(reg, request, method="merge", base_withdrawn=True, actor="ana", **proof)
-            assert supported_claim(reg, request) == "consolidated"
+            assert supported_claim(reg, request) == "suppressed"  # the base before is still served
     again = at.work("merge", "prod", "--out", merged)
     assert (again.code, "not rewritten" in again.err) == (2, True)
     assert at.ask("verify", "--deep").code == 0

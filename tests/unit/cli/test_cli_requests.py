@@ -180,8 +180,9 @@ def test_evidence_of_a_merge_carries_a_higher_claim(home: Path) -> None:
     made = checked(home, *words, "--base-withdrawn")
     assert (made["level"], made["artefact"]) == ("consolidated", merged)
     other = efface(*words[:6], BASE, *words[7:], "--base-withdrawn", "--registry", home)
-    assert other.code == 1
-    assert checked(home, "request", "show", ONE)["supported_claim"] == "consolidated"
+    assert other.code == 2  # it replaces itself
+    shown = checked(home, "request", "show", ONE)
+    assert shown["supported_claim"] == "suppressed"  # the base before is still served
     assert "consolidated by merge" in efface("request", "show", ONE, "--registry", home).out
 
 

@@ -102,7 +102,7 @@ def test_what_is_in_it(told: Registry, tmp_path: Path) -> None:
         "manifests", "reports", "summary.html",
     ]  # fmt: skip
     manifest = member(tmp_path / NAME, "manifest.json")
-    assert (manifest["format"], manifest["v"]) == ("efface-evidence-bundle", 1)
+    assert (manifest["format"], manifest["v"]) == ("efface-evidence-bundle", 2)
     for event in log(told):
         if event.kind == "adapter.sealed":
             path = bundle_members.member("manifests", event.subject_id)
@@ -261,6 +261,9 @@ def test_evidence_of_a_merge_and_its_audit(told: Registry, tmp_path: Path) -> No
         told, "req-000001", method="merge", artefact=base, audit=proof.digest, base_withdrawn=True,
         statement="merged & withdrawn", actor="ana",
     )  # fmt: skip
+    export(told, tmp_path / "served.zip")
+    assert verify_bundle(tmp_path / "served.zip").facts["requests"][0]["supported"] == "suppressed"
+    release(told, compose(base, "nf4", []))
     export(told, tmp_path / NAME)
     found = verify_bundle(tmp_path / NAME)
     assert found.ok
@@ -414,11 +417,11 @@ def test_the_words_of_the_summary_belong_to_the_version(told: Registry, tmp_path
     shred_request(told, "req-000001", actor="ana")
     export(told, tmp_path / NAME)
     page = re.sub(r"(hmac-)?sha256:[0-9a-f]{64}|\d{4}-\d\d-\d\d [0-9:]+ UTC", "*", _page(tmp_path / NAME))
-    assert bundle_members.VERSION == 1
+    assert bundle_members.VERSION == 2
     assert hashlib.sha256(page.encode()).hexdigest() == GOLDEN
 
 
-GOLDEN = "e2aaba43fa412688252efa201854a11d8b9cdfa915241a47e47713fcec394d0a"
+GOLDEN = "5343a1ee6ff48809c2b28ff81aad2d0ec38bcff451faa87ae5c897044267e27a"
 
 
 def test_a_zip_has_one_spelling(tmp_path: Path) -> None:

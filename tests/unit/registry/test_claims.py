@@ -50,7 +50,7 @@ def test_a_base_made_for_it_is_more(reg: Registry, tmp_path: Path, method: str) 
     evidence = proven(reg, request_id, method=method)
     assert (evidence.level, evidence.method, evidence.artefact) == (MADE[method], method, MERGED)
     assert evidence_of(reg, request_id) == [evidence]
-    assert supported_claim(reg, request_id) == MADE[method]
+    assert supported_claim(reg, request_id) == "suppressed"  # the base before is still served
     serve(reg, alone())
     assert state(reg, request_id) == "SHREDDED"  # forgotten by its base now, without an adapter
     assert supported_claim(reg, request_id) == MADE[method]
@@ -113,6 +113,28 @@ def test_evidence_counts_until_the_base_before_is_released_again(reg: Registry, 
     rejected(reg, GateFailed, lambda: close(reg, request_id, "consolidated"), "suppressed")
     serve(reg, alone())
     assert supported_claim(reg, request_id) == "consolidated"
+
+
+def test_the_base_before_may_not_be_served_bare_either(reg: Registry, tmp_path: Path) -> None:
+    request_id = ask(reg)
+    proven(reg, request_id, method="retrain")
+    assert supported_claim(reg, request_id) == "erased"
+    release(reg, compose(BASE, "nf4", []), "canary")
+    assert supported_claim(reg, request_id) is None
+
+
+def test_the_base_before_is_named_or_that_of_its_adapters(reg: Registry, tmp_path: Path) -> None:
+    bare = ask(reg)
+    digest = audited(reg, alone(), precision="bf16").digest
+    values: dict[str, Any] = {"audit": digest, "replaces": None}
+    rejected(reg, InvalidInput, lambda: proven(reg, bare, **values), "no adapter")
+    rejected(reg, InvalidInput, lambda: proven(reg, bare, audit=digest, replaces=MERGED), "another base")
+    rejected(reg, InvalidInput, lambda: proven(reg, bare, audit=digest, replaces="a b"))
+    request_id, _ = shredded(reg, tmp_path)
+    assert log(reg)[-1].kind == "request.shredded"
+    proven(reg, request_id, **values)
+    record: Any = log(reg, kind="evidence.recorded")[-1].body["record"]
+    assert record["replaces"] == BASE
 
 
 def test_leaving_the_base_made_for_it_reopens(reg: Registry, tmp_path: Path) -> None:

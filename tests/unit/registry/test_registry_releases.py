@@ -185,8 +185,9 @@ def test_the_rendered_adapter_is_checked(reg: Registry, tmp_path: Path) -> None:
     good = seal(reg, lora(tmp_path / "r", 9), [one], kind="rendered", facts=facts)
     wrong = {"composition": "sha256:" + "0" * 64}
     other = seal(reg, lora(tmp_path / "o", 8), [one], kind="rendered", facts=wrong)
+    silent = seal(reg, lora(tmp_path / "s", 7), [one], kind="rendered")
     before = contents(reg.root)
-    for bad in (adapter, other):
+    for bad in (adapter, other, silent):
         with pytest.raises(InvalidInput):
             create(reg, composition, rendered=bad.digest)
     with pytest.raises(InvalidInput, match="rendered"):

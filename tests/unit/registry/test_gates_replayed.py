@@ -1,0 +1,183 @@
+"""Events that no verb would append, chained as they should be: `verify` and bundles ask the gates again."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lifecycle_kit import MERGED, alone, proven, shredded, state
+from registry_kit import BASE, answered, ask, audited, lora, release, seal, stack
+
+from efface.registry import (
+    BrokenRegistry,
+    Event,
+    Registry,
+    bundle_summary,
+    compose,
+    create_release,
+    ledger,
+    log,
+    rebuild,
+    shred_request,
+    step_request,
+    verify,
+)
+from efface.registry import bundle_facts as facts
+from efface.registry.canon import digest_json
+
+REASON = {"reason": "r"}
+
+
+def forge(reg: Registry, *events: tuple[str, str, Mapping[str, Any]]) -> None:
+    """Chain events to the ledger as its owner could, without asking anything."""
+    with reg.write("eve") as tx:
+        for kind, subject, body in events:
+            head = tx.db.get("head", 1)
+            assert head
+            subject_kind = kind.partition(".")[0]
+            values = (head["seq"] + 1, 1, tx.at, kind, "eve", subject_kind, subject, body, head["hash"])
+            bare = Event(*values, "")
+            event = replace(bare, hash=ledger.hash_of(bare))
+            tx.db.insert("event", **ledger.row_of(event))
+            tx.db.update("head", (1,), seq=event.seq, hash=event.hash)
+
+
+def caught(reg: Registry, match: str) -> None:
+    """The newest event is named, by `verify`, by a replay and by whoever reads it in a bundle."""
+    (problem,) = verify(reg).problems
+    assert (problem.kind, problem.where) == ("replay", f"event {len(log(reg))}")
+    with pytest.raises(BrokenRegistry, match=match):
+        rebuild(reg)
+    with pytest.raises(BrokenRegistry, match=match):
+        facts.facts(log(reg), {})
+
+
+def moved(state: str, **body: Any) -> tuple[str, str, Mapping[str, Any]]:
+    return f"release.{state}", "prod@1", {"channel": "prod", "version": 1, **body}
+
+
+AUDITS = {
+    "failed": ({"verdict": "fail"}, "failed"),
+    "at another precision": ({"precision": "bf16"}, "bf16"),
+    "of another composition": ({"composition": compose(BASE, "nf4", []).digest}, "an audit of sha256"),
+}
+
+
+@pytest.mark.parametrize("kind", AUDITS)
+def test_a_release_approved_on_such_an_audit(reg: Registry, tmp_path: Path, kind: str) -> None:
+    changes, match = AUDITS[kind]
+    _, adapter = answered(reg, tmp_path, 1)
+    create_release(reg, "prod", stack([adapter]), rendered=None, reason="r", actor="ana")
+    forge(reg, moved("approved", audit=audited(reg, stack([adapter]), **changes).digest))
+    caught(reg, match)
+
+
+def test_a_release_approved_on_no_audit(reg: Registry, tmp_path: Path) -> None:
+    _, adapter = answered(reg, tmp_path, 1)
+    create_release(reg, "prod", stack([adapter]), rendered=None, reason="r", actor="ana")
+    forge(reg, moved("approved", audit="sha256:" + "0" * 64))
+    caught(reg, "audit")
+
+
+def test_a_passing_audit_still_activates(reg: Registry, tmp_path: Path) -> None:
+    _, adapter = answered(reg, tmp_path, 1)
+    create_release(reg, "prod", stack([adapter]), rendered=None, reason="r", actor="ana")
+    audit = audited(reg, stack([adapter])).digest
+    forge(reg, moved("approved", audit=audit), moved("active", audit=audit))
+    assert rebuild(reg) == len(log(reg))
+    assert verify(reg).ok
+
+
+def test_a_candidate_under_another_digest(reg: Registry, tmp_path: Path) -> None:
+    _, adapter = answered(reg, tmp_path, 1)
+    body = {
+        "channel": "prod",
+        "version": 1,
+        "composition": stack([adapter]).record(),
+        "rendered": None,
+        **REASON,
+    }
+    forge(reg, ("release.candidate", "prod@1", {**body, "digest": compose(BASE, "nf4", []).digest}))
+    caught(reg, "the digest of the composition")
+
+
+@pytest.mark.parametrize("claim", ["consolidated", "erased", "forgotten", None])
+def test_a_request_closed_with_more_than_it_shows(reg: Registry, tmp_path: Path, claim: str | None) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    forge(reg, ("request.closed", request_id, {"claim": claim}))
+    caught(reg, "claim")
+
+
+def test_a_request_closed_as_suppressed_that_nothing_suppresses(reg: Registry, tmp_path: Path) -> None:
+    """A bundle of a channel does not have the others, so it says what it shows instead."""
+    request_id, _ = shredded(reg, tmp_path)
+    release(reg, compose(BASE, "nf4", []))
+    steps = ("trained", "audited", "released", "closed")
+    forge(reg, *((f"request.{one}", request_id, {"claim": "suppressed"}) for one in steps))
+    (problem,) = verify(reg).problems
+    assert (problem.kind, problem.where) == ("replay", f"event {len(log(reg))}")
+    (row,) = facts.facts(log(reg), {})["requests"]
+    assert (row["claim"], row["supported"]) == ("suppressed", None)
+
+
+def test_a_shredding_that_ended_after_a_rollback(reg: Registry, tmp_path: Path) -> None:
+    """The request stays reopened, in the tables and in a bundle."""
+    request_id, adapter = answered(reg, tmp_path, 1)
+    release(reg, stack([adapter]))
+    with reg.write("ana") as tx:
+        ledger.append(tx, "request.shredding", request_id, {})
+    release(reg, compose(BASE, "nf4", []))
+    with reg.write("ana") as tx:
+        ledger.append(tx, "request.shredded", request_id, {})
+    (row,) = facts.facts(log(reg), {})["requests"]
+    assert row["state"] == state(reg, request_id) == "REOPENED"
+
+
+def test_a_claim_beyond_what_is_shown_stands_out() -> None:
+    shown = {"id": "req-000001", "claim": "erased", "supported": "suppressed"}
+    assert (
+        bundle_summary._claimed(shown)[-1] == f"{bundle_summary.BEYOND} {bundle_summary.UNDO['suppressed']}"
+    )
+    nothing = bundle_summary._claimed({**shown, "supported": None})[-1]
+    assert nothing == f"{bundle_summary.BEYOND} Nothing is shown."
+    less = bundle_summary._claimed({**shown, "claim": "suppressed", "supported": "erased"})[-1]
+    assert less == bundle_summary.UNDO["suppressed"]
+    assert bundle_summary._cell(nothing).startswith('<span class="no">')
+
+
+def evidence(reg: Registry, request_id: str, **changes: Any) -> tuple[str, str, Mapping[str, Any]]:
+    kept = {name: changes.pop(name) for name in ("verdict", "precision") if name in changes}
+    proof = audited(reg, alone(), **{"precision": "bf16", **kept})
+    record = {"v": 1, "request": request_id, "level": "erased", "method": "retrain", "artefact": MERGED,
+              "audit": proof.digest, "statement": "s", **changes}  # fmt: skip
+    return "evidence.recorded", digest_json(record), {"record": record}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"verdict": "fail"}, "passing audit"),
+        ({"precision": "nf4"}, "passing audit"),
+        ({"artefact": "sha256:" + "e" * 64}, "passing audit"),
+        ({"level": "erased", "method": "merge"}, "level"),
+        ({"method": "prayer"}, "level"),
+        ({"audit": "sha256:" + "0" * 64}, "audit"),
+    ],
+)
+def test_evidence_that_shows_nothing(reg: Registry, changes: dict[str, Any], match: str) -> None:
+    forge(reg, evidence(reg, ask(reg), **changes))
+    caught(reg, match)
+
+
+def test_a_long_story_replays(reg: Registry, tmp_path: Path) -> None:
+    """Shredding of what was rolled back, refused requests, two adapters of one request."""
+    request_id, adapter = shredded(reg, tmp_path)
+    release(reg, stack([adapter, seal(reg, lora(tmp_path / "more", 3), [ask(reg)])]))
+    proven(reg, request_id)
+    refused = ask(reg)
+    step_request(reg, refused, "REFUSED", actor="ana", reason="no identity")
+    shred_request(reg, refused, actor="ana")
+    assert rebuild(reg) == len(log(reg))
+    assert verify(reg, deep=True).ok
+    assert len(facts.facts(log(reg), {})["requests"]) == 3
