@@ -133,6 +133,13 @@ class Vault:
         vault_files.destroy(path)
         return stone
 
+    def mark(self, request_id: str, *, at: datetime) -> Tombstone:
+        """The tombstone of an entry that is gone: the one that is there, or a new one for a lost or damaged one."""
+        vault_files.check_folder(self.folder)
+        if vault_files.exists(self.path(request_id)):
+            raise Conflict(f"no vault entry for {request_id}", "an entry", "Shred it.")
+        return vault_tombs.place(self.folder, request_id, at)
+
     def tombstone(self, request_id: str) -> Tombstone | None:
         """When the request's entry was shredded; None when it was not. BrokenRegistry for a damaged one."""
         self.path(request_id)
