@@ -116,13 +116,17 @@ class VaultRecord(TypedDict):
 
 
 class RotationRecord(TypedDict):
-    """What a rotation rewraps: requests in `todo` (`done` ones are under the new key), and the subject key."""
+    """What a rotation rewraps: requests in `todo` (`done` ones are under the new key), and the subject key.
+
+    Those in `empty` are skipped: their shredding was cut off, and they hold nothing.
+    """
 
     old: str
     new: str
     todo: list[str]
     done: list[str]
     subject: bool
+    empty: list[str]
 
 
 class RotateRecord(TypedDict):

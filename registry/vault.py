@@ -54,6 +54,11 @@ class Vault:
     limit: int = DEFAULT_LIMIT
 
     @property
+    def size_limit(self) -> int:
+        """The size of the largest entry, in bytes."""
+        return self.limit // 3 * 4 + vault_entries.HEADER_LIMIT
+
+    @property
     def keys(self) -> Keys:
         """Its master and subject keys."""
         return Keys(self.folder)
@@ -199,7 +204,7 @@ class Vault:
             came = f"one that was shredded at {stone.at}"
             raise NotFound(f"a vault entry for {request_id}", came, "Nothing brings it back.")
         try:
-            return vault_files.read_regular(path, self.limit // 3 * 4 + vault_entries.HEADER_LIMIT)
+            return vault_files.read_regular(path, self.size_limit)
         except FileNotFoundError:
             return self._missing(request_id)
         except ValueError as error:
