@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from . import checks, deadlines, ledger, states
+from . import checks, deadlines, durable, ledger, states
 from .canon import JSON, timestamp
 from .errors import BrokenRegistry, InvalidInput, NotFound
 from .registry import Registry, Writer
@@ -107,7 +107,8 @@ def read_payload(reg: Registry, request_id: str) -> bytes:
     """The request's rows, decrypted. Raises NotFound after shredding, BrokenRegistry unless they are those the
     ledger commits to."""
     request = get_request(reg, request_id)
-    payload, commitment = reg.vault.read(request.id)
+    with durable.disk_errors(reg.vault.folder):
+        payload, commitment = reg.vault.read(request.id)
     if not hmac.compare_digest(commitment, request.commitment):
         came = "a vault entry of another payload"
         raise BrokenRegistry(f"the payload that {request.id} commits to", came, "Restore the vault.")
