@@ -15,7 +15,7 @@ from ..registry import (
     reject_adapter,
     retire_adapter,
 )
-from ..registry.adapter_life import needed_by, trained_on_it
+from ..registry.adapter_life import check_end, needed_by, trained_on_it
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -81,6 +81,7 @@ def purge(
 def _end(
     registry: str, reference: str, becomes: End, reason: str, yes: bool, actor: str, format: Format
 ) -> None:
+    """The plan; with `yes` also the deed. A plan that cannot be carried out is printed, and refused."""
     with Registry.open(registry) as reg:
         adapter = get_adapter(reg, reference)
         planned = _plan(reg, adapter, becomes)
@@ -89,6 +90,8 @@ def _end(
     record: AdapterEndRecord = {"done": yes, "plan": planned, "adapter": adapter_json(adapter)}
     emit(record, format, "\n".join([f"{adapter.digest}  {adapter.state}", *_lines(planned, yes)]))
     if not yes:
+        with Registry.open(registry) as reg, reg.read() as db:
+            check_end(db, adapter, becomes)
         talk.print("Nothing was changed. Do it with --yes; there is no way back.")
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from rich.markup import escape
 
-from ..registry import BrokenRegistry, GateFailed, RegistryError
+from ..registry import BrokenRegistry, GateFailed, RegistryError, durable
 from .output import talk
 
 CHECK_FAILED, BAD_INPUT, BROKEN_REGISTRY, INTERRUPTED = 1, 2, 3, 130
@@ -18,7 +18,7 @@ _BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError")
 
 @contextmanager
 def exit_codes() -> Generator[None]:
-    """Turn efface's errors into one message on stderr and an exit code. Anything else is a bug and is shown."""
+    """Turn efface's errors, and the system's, into a message on stderr and an exit code. Anything else is a bug."""
     try:
         yield
     except GateFailed as error:
@@ -28,6 +28,8 @@ def exit_codes() -> Generator[None]:
     except RegistryError as error:
         _stop(error, BAD_INPUT)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            _stop(durable.explained(error.filename or "a file", error), CHECK_FAILED)
         # By name, because importing those packages would import torch for commands that need none.
         if not {kind.__name__ for kind in type(error).__mro__} & set(_BAD_INPUT_TYPES):
             raise

@@ -25,7 +25,7 @@ def generate(
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """Make an Ed25519 key. The private half goes to FILE, which must not exist; the public PEM to stdout.
+    """Make an Ed25519 key. The private half goes to the --out FILE, which must not exist; the public PEM to stdout.
 
     Sign with it by --key FILE or EFFACE_SIGNING_KEY_FILE=FILE.
     """

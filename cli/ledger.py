@@ -61,7 +61,8 @@ def verify(
     Stored checkpoints must be signed by the registry's own keys. A --witness is a note that `checkpoint create` printed
     and somebody outside kept: it holds even against whoever has rewritten the ledger and its keys.
 
-    Blobs that nothing refers to are no damage: --deep lists them, `efface gc` deletes them.
+    Blobs that nothing refers to are no damage: --deep lists them, `efface gc` deletes them. It lists other files
+    that do not belong there too.
     """
     with Registry.open(registry) as reg:
         found = verify_registry(reg, deep=deep, witness=_kept(witness or [], key or []))
@@ -75,16 +76,26 @@ def verify(
         "checkpoints": found.checkpoints,
         "problems": problems,
         "extras": list(found.extras),
+        "vault_checked": found.vault_checked,
+        "vault_unchecked": found.vault_unchecked,
     }
     lines = [f"{p['kind']}: {p['where']}: expected {p['expected']}, found {p['found']}" for p in problems]
     lines += [f"extra: {digest}" for digest in found.extras]
+    if found.vault_unchecked:
+        why = "no vault folder or no master key here" if deep else "--deep opens them"
+        lines.append(f"vault entries not checked: {found.vault_unchecked} ({why})")
+    opened = f", {found.vault_checked} vault entries opened" if found.vault_checked else ""
     signed = f", {found.checkpoints} checkpoints" if found.checkpoints else ""
-    summary = f"{found.events} events, {found.blobs} blobs{signed}: " + (
+    summary = f"{found.events} events, {found.blobs} blobs{signed}{opened}: " + (
         "as written" if not problems else "NOT as written"
     )
     emit(record, format, "\n".join([*lines, summary]))
-    if found.extras:
-        talk.print("Extras are leftovers that no event names: `efface gc` deletes them.")
+    if any(name.startswith("sha256:") for name in found.extras):
+        talk.print("Extra blobs are leftovers that no event names: `efface gc` deletes them.")
+    if any(not name.startswith("sha256:") for name in found.extras):
+        talk.print(
+            "Extra files belong to nothing in the ledger: look at them, and move or delete them yourself."
+        )
     raise typer.Exit(BROKEN_REGISTRY if problems else 0)
 
 

@@ -116,13 +116,17 @@ class VaultRecord(TypedDict):
 
 
 class RotationRecord(TypedDict):
-    """What a rotation rewraps: requests in `todo` (`done` ones are under the new key), and the subject key."""
+    """What a rotation rewraps: requests in `todo` (`done` ones are under the new key), and the subject key.
+
+    Those in `empty` are skipped: their shredding was cut off, and they hold nothing.
+    """
 
     old: str
     new: str
     todo: list[str]
     done: list[str]
     subject: bool
+    empty: list[str]
 
 
 class RotateRecord(TypedDict):
@@ -164,7 +168,10 @@ class ProblemRecord(TypedDict):
 
 
 class VerifyRecord(TypedDict):
-    """`verify`. `extras` are blobs that nothing refers to (looked for with --deep only): no damage."""
+    """`verify`. `extras` (looked for with --deep only) are blobs that nothing refers to, by digest, and files that
+    belong to nothing, as `vault/NAME` or `blobs/NAME`: no damage. `vault_checked` entries were opened, and
+    `vault_unchecked` not (without --deep, the vault's folder or its master key).
+    """
 
     events: int
     blobs: int
@@ -172,6 +179,8 @@ class VerifyRecord(TypedDict):
     checkpoints: int
     problems: list[ProblemRecord]
     extras: list[str]
+    vault_checked: int
+    vault_unchecked: int
 
 
 class AuditDocument(AuditRecord):

@@ -52,6 +52,7 @@ def shred(
     """
     with Registry.open(registry) as reg:
         planned = _plan(reg, plan_shredding(reg, request_id))
+        before = get_request(reg, request_id)
         request = shred_request(reg, request_id, actor=actor) if yes else get_request(reg, request_id)
         record: ShredRecord = {
             "done": yes,
@@ -59,6 +60,8 @@ def shred(
             "request": request_json(request, reg.clock()),
         }
     emit(record, format, "\n".join([*_lines(planned), f"{request.id}  {request.state}"]))
+    if before.shredded_at is not None:
+        talk.print(_again(planned, before.shredded_at, done=yes), soft_wrap=True)
     if not yes:
         talk.print("Nothing was destroyed. Do it with --yes; there is no way back.")
 
@@ -119,6 +122,14 @@ def _plan(reg: Registry, plan: ShredPlan) -> ShredPlanRecord:
         "files": [{"path": file.path, "size": file.size} for file in plan.files],
         "folders": list(plan.folders),
     }
+
+
+def _again(plan: ShredPlanRecord, first: str, *, done: bool) -> str:
+    """Of rows that were shredded before: a restored backup brings them back, and nothing else shows it."""
+    if not (plan["vault_entry"] or plan["files"] or plan["folders"]):
+        return f"It was shredded at {first}, and nothing of it is here."
+    came = f"It was shredded at {first}, and the above has come back since, as from a backup:"
+    return f"{came} {'destroyed again' if done else '--yes destroys it again'}."
 
 
 def _lines(plan: ShredPlanRecord) -> list[str]:

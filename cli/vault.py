@@ -86,14 +86,17 @@ def rotate(
             "todo": list(plan.todo),
             "done": list(plan.done),
             "subject": plan.subject,
+            "empty": list(plan.empty),
         },
     }
     word = "rewrapped" if yes else "to rewrap"
-    emit(
-        record,
-        format,
-        f"from {plan.old}\nto   {target}\n{len(plan.todo)} {word}, {len(plan.done)} under it already",
-    )
+    lines = [
+        f"from {plan.old}",
+        f"to   {target}",
+        f"{len(plan.todo)} {word}, {len(plan.done)} under it already",
+        *(f"{name} skipped: its shredding was cut off; shred it again" for name in plan.empty),
+    ]
+    emit(record, format, "\n".join(lines))
     if not yes:
         talk.print("Nothing was changed. Do it with --yes.")
     elif (then := next((text for start, text in _NEXT.items() if to.startswith(start)), None)) is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from . import adapters, checks, ledger, states
 from .canon import JSON
 from .errors import Conflict
-from .registry import Registry, Writer
+from .registry import Registry
 from .tables import Tables
 from .types import Adapter
 
 _SERVED = ("CANDIDATE", "APPROVED", "ACTIVE")
+_CHUNK = 500
+"""Values in one query: databases take no more than some thousands."""
 
 
 def reject_adapter(reg: Registry, ref: str, *, reason: str, actor: str) -> Adapter:
@@ -48,24 +50,35 @@ def trained_on_it(db: Tables, adapter: Adapter) -> list[str]:
     held = {
         row["composition"] for row in db.find("composition_part", order="composition", adapter=adapter.digest)
     }
-    rows = db.find("adapter", order="seq", trained_on=frozenset(held)) if held else []
-    return [row["digest"] for row in rows if row["state"] in ("SEALED", "QUALIFIED")]
+    names = sorted(held)
+    rows = [
+        row
+        for start in range(0, len(names), _CHUNK)
+        for row in db.find("adapter", trained_on=frozenset(names[start : start + _CHUNK]))
+    ]
+    used = (row for row in rows if row["state"] in ("SEALED", "QUALIFIED"))
+    return [row["digest"] for row in sorted(used, key=lambda row: row["seq"])]
+
+
+def check_end(db: Tables, adapter: Adapter, state: str) -> None:
+    """Raise Conflict unless an adapter may become REJECTED, RETIRED or PURGED now."""
+    states.step("adapter", adapter.state, state)
+    _check_unused(db, adapter)
 
 
 def _end(reg: Registry, ref: str, state: str, reason: str, actor: str) -> Adapter:
     body: dict[str, JSON] = {"reason": checks.reason(reason)}
     with reg.write(actor) as tx:
         adapter = adapters.load(tx.db, adapters.resolve(tx.db, "adapter", ref))
-        states.step("adapter", adapter.state, state)
-        _check_unused(tx, adapter)
+        check_end(tx.db, adapter, state)
         ledger.append(tx, f"adapter.{state.lower()}", adapter.digest, body)
         return adapters.load(tx.db, adapter.digest)
 
 
-def _check_unused(tx: Writer, adapter: Adapter) -> None:
-    if holding := needed_by(tx.db, adapter):
+def _check_unused(db: Tables, adapter: Adapter) -> None:
+    if holding := needed_by(db, adapter):
         then = "Roll back or withdraw those first."
         raise Conflict("an adapter that no release needs", f"one in {', '.join(holding)}", then)
-    if above := trained_on_it(tx.db, adapter):
+    if above := trained_on_it(db, adapter):
         then = "Retire those first: without it they cannot be audited or rolled back to."
         raise Conflict("an adapter that none is trained on", f"one under {', '.join(above)}", then)

@@ -25,6 +25,7 @@ FRESH = timedelta(minutes=1)
 """A blob put again is given a new age when it is older than this: gc spares the young (see `gc`)."""
 REPAIR = "Put it again with repair=True, or restore it from a backup."
 NAME = re.compile("[0-9a-f]{64}")
+_BLOB = re.compile("sha256/([0-9a-f]{2})/\\1[0-9a-f]{62}")
 _LEFTOVER = re.compile(r"(?:sha256/(?:[0-9a-f]{2}/)?)?\.tmp-[0-9A-Za-z]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -124,6 +125,10 @@ class Blobs:
                 if status and _LEFTOVER.fullmatch(name) and not stat.S_ISDIR(status.st_mode):
                     found.append(Leftover(name, status.st_size, _modified(status)))
         return sorted(found, key=lambda leftover: leftover.name)
+
+    def owns(self, name: str) -> bool:
+        """Whether a file of this name below the folder is a blob or a leftover: no other is of the store."""
+        return bool(_BLOB.fullmatch(name) or _LEFTOVER.fullmatch(name))
 
     def discard(self, leftover: str) -> None:
         """Remove a temporary file by its name in `leftovers`. Raises InvalidInput for any other name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -22,6 +23,7 @@ FILE_NAME = "registry.db"
 LOCK_NAME = "write.lock"
 _SCRIPTS = Path(__file__).parent / "migrations"
 _NEWER = "Install a newer efface."
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ADVISORY_LOCK = 0x65666663
 
 
@@ -211,6 +213,19 @@ def _publish(temporary: Path, path: Path) -> None:
         path.hardlink_to(temporary)
     except FileExistsError:
         return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _publish_by_rename(temporary, path)
+
+
+def _publish_by_rename(temporary: Path, path: Path) -> None:
+    """Where there are no hard links (FAT, some network disks): a lock keeps the slower process from replacing."""
+    from filelock import FileLock
+
+    with FileLock(path.parent / f"{durable.TEMPORARY}creation.lock"):
+        if not path.exists():
+            temporary.rename(path)
 
 
 def _exists(root: Path, path: Path) -> bool:

@@ -70,9 +70,16 @@ def disk_errors(place: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        came, then = _DISK.get(error.errno or 0, ("an error of the disk", "Check the folder and its disk."))
-        raise RegistryError(f"to use {place}", f"{came} ({name})", then) from error
+        raise explained(place, error) from error
+
+
+def explained(place: Path | str, error: OSError) -> RegistryError:
+    """What the system refused at a place, and what to do about it; nothing of what was being written."""
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    came, then = _DISK.get(error.errno or 0, ("an error of the system", "Check the place and its disk."))
+    if error.errno is not None and error.errno not in _DISK:
+        came = os.strerror(error.errno)
+    return RegistryError(f"to use {place}", f"{came} ({name})", then)
 
 
 def _write_and_sync(path: Path, data: bytes, mode: int) -> None:

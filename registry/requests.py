@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from . import checks, deadlines, ledger, states
+from . import checks, deadlines, durable, ledger, states
 from .canon import JSON, timestamp
 from .errors import BrokenRegistry, InvalidInput, NotFound
 from .registry import Registry, Writer
@@ -36,21 +36,25 @@ def open_request(
 
     The ledger holds a keyed commitment to the payload and, for `subject_ref` (who asked), a keyed hash by
     which a repeat request is found. `received_at` defaults to now. On InvalidInput nothing is written.
+
+    Under a ledger older than the vault, an entry with the new request's id is kept aside (`Vault.leftover`).
     """
     body = _opening(reg, basis, payload, n_items, subject_ref, received_at)
     with reg.write(actor) as tx:
         reg.vault.keys.prepare()
         request_id = f"req-{tx.db.count('forget_request') + 1:06d}"
         subject = None if subject_ref is None else reg.vault.subject(subject_ref)
+        found = reg.vault.leftover(request_id, payload)
         try:
-            commitment = reg.vault.put(request_id, payload)
+            commitment = found or reg.vault.put(request_id, payload)
             ledger.append(tx, "request.received", request_id, {**body, "commitment": commitment})
             if subject is not None:
                 # An event of its own, so that evidence can be shown without it.
                 ledger.append(tx, "request.identified", request_id, {"subject_ref": subject})
             return load(tx.db, request_id)
         except BaseException:
-            reg.vault.discard(request_id)
+            if found is None:
+                reg.vault.discard(request_id)
             raise
 
 
@@ -85,10 +89,15 @@ def list_requests(
 
 
 def requests_of_subject(reg: Registry, subject_ref: str) -> list[ForgetRequest]:
-    """Earlier requests of the same subject, named as in `open_request`."""
+    """Earlier requests of the same subject, named as in `open_request`.
+
+    Raises BrokenRegistry when there are requests with a subject, and the key that finds them is lost.
+    """
     checks.text(subject_ref, "subject_ref", 500)
     if not reg.vault.keys.complete():
-        return []
+        with reg.read() as db:
+            if all(row["subject_ref"] is None for row in db.find("forget_request")):
+                return []
     reference = reg.vault.subject(subject_ref)
     with reg.read() as db:
         return [request_of(row) for row in db.find("forget_request", order="seq", subject_ref=reference)]
@@ -98,7 +107,8 @@ def read_payload(reg: Registry, request_id: str) -> bytes:
     """The request's rows, decrypted. Raises NotFound after shredding, BrokenRegistry unless they are those the
     ledger commits to."""
     request = get_request(reg, request_id)
-    payload, commitment = reg.vault.read(request.id)
+    with durable.disk_errors(reg.vault.folder):
+        payload, commitment = reg.vault.read(request.id)
     if not hmac.compare_digest(commitment, request.commitment):
         came = "a vault entry of another payload"
         raise BrokenRegistry(f"the payload that {request.id} commits to", came, "Restore the vault.")

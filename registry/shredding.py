@@ -6,7 +6,7 @@ Two events, because destroying is not undone by a crash: `request.shredding` bef
 
 from __future__ import annotations
 
-from . import ledger, requests, shred, states
+from . import ledger, requests, shred, states, vault_files
 from .canon import parse_timestamp
 from .errors import Conflict, NotFound
 from .registry import Registry
@@ -25,12 +25,13 @@ def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetReques
 
     For a request that is released, refused or withdrawn: before that its rows are needed. A released one becomes
     SHREDDED. Doing it again is not an error, and finishes one that was cut off, whatever became of the request
-    since. Raises NotFound, also for rows that the vault does not have, and Conflict (its state, or it is being
-    trained); nothing is written then.
+    since; where a backup brought rows back, it destroys them again. Raises NotFound, also for rows that the vault
+    does not have, and Conflict (its state, or it is being trained); nothing is written then.
     """
     with reg.write(actor) as tx:
         request = requests.load(tx.db, request_id)
         if request.shredded_at is not None:
+            _destroy_again(reg, request, tx.at)
             return request
         _check(request)
         if request.shredding_at is None:
@@ -45,6 +46,17 @@ def shred_request(reg: Registry, request_id: str, *, actor: str) -> ForgetReques
         reg.vault.shred(request_id, at=parse_timestamp(tx.at))
         ledger.append(tx, "request.shredded", request_id, {})
         return requests.load(tx.db, request_id)
+
+
+def _destroy_again(reg: Registry, request: ForgetRequest, at: str) -> None:
+    """What a backup or a copy brought back since; the ledger has said that it is gone, and says it once."""
+    plan = shred.plan_shred(reg.root, request.id)
+    if plan.files or plan.folders:
+        shred.execute(plan)
+    if vault_files.exists(reg.vault.path(request.id)):
+        reg.vault.shred(request.id, at=parse_timestamp(at))
+    elif reg.vault.folder.is_dir() and request.shredded_at is not None:
+        reg.vault.mark(request.id, at=parse_timestamp(request.shredded_at))
 
 
 def _check(request: ForgetRequest) -> None:

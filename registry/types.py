@@ -240,9 +240,14 @@ class Verification:
     blobs: int
     problems: tuple[Problem, ...]
     extras: tuple[str, ...] = ()
-    """Blobs that nothing refers to: leftovers, which `efface gc` removes. Found by a deep check only."""
+    """Blobs that nothing refers to: leftovers, which `efface gc` removes. And `vault/NAME` and `blobs/NAME`: files
+    that belong to nothing. Found by a deep check only."""
     checkpoints: int = 0
     """Signed checkpoints that the events were checked against."""
+    vault_checked: int = 0
+    """Vault entries that were opened and compared with what the ledger commits to."""
+    vault_unchecked: int = 0
+    """Those of other requests with rows: not a deep check, or no vault folder or master key at hand."""
 
     @property
     def ok(self) -> bool:

@@ -5,10 +5,11 @@ stands in the ledger, and is itself stored wrapped by the master key (`vault_ent
 `vault_sources` the places a master key may be in: environment, file, OS keyring, KMS). Destroying the file
 destroys both the rows and the means to test a guess against the ledger.
 
-    <folder>/req-000001.json       an entry
-    <folder>/req-000001.shredded   that there was one, and when it was destroyed
-    <folder>/subject.key           the key of subject references, wrapped as well
-    <folder>/master.key            the master key, unless it is elsewhere
+    <folder>/req-000001.json            an entry
+    <folder>/req-000001.shredded        that there was one, and when it was destroyed
+    <folder>/req-000001.orphan-1.json   an entry that was in the way of another with its id (`Vault.leftover`)
+    <folder>/subject.key                the key of subject references, wrapped as well
+    <folder>/master.key                 the master key, unless it is elsewhere
 
 What this protects: the rows are in no database page, blob, log or backup of those; a copy of the registry
 without the key says nothing about them beyond their length. What it does not: with `master.key` in the
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import durable, vault_entries, vault_files, vault_tombs
-from .errors import Conflict, InvalidInput, NotFound
+from .errors import BrokenRegistry, Conflict, InvalidInput, NotFound
 from .vault_entries import NotOurs
 from .vault_keys import Keys
 from .vault_tombs import Tombstone
@@ -50,6 +52,11 @@ class Vault:
 
     folder: Path
     limit: int = DEFAULT_LIMIT
+
+    @property
+    def size_limit(self) -> int:
+        """The size of the largest entry, in bytes."""
+        return self.limit // 3 * 4 + vault_entries.HEADER_LIMIT
 
     @property
     def keys(self) -> Keys:
@@ -72,6 +79,25 @@ class Vault:
         key = vault_entries.new_key()
         durable.write_file(path, vault_entries.seal(request_id, key, payload, self.keys.provider()), 0o600)
         return _commitment(key, payload)
+
+    def leftover(self, request_id: str, payload: bytes) -> str | None:
+        """Make way for `put` where an entry has the id of a request that no event names; never destroys one.
+
+        An entry of this very payload (a call that was cut off is repeated) stays, and this is its commitment. Any
+        other may be a request of a newer ledger: it becomes `<id>.orphan-<n>.json`, which nothing reads or destroys.
+        """
+        path = self.path(request_id)
+        refused = len(payload) > self.limit or self.tombstone(request_id) is not None  # put says why
+        if refused or not vault_files.exists(path):
+            return None
+        try:
+            key, stored = self._open(request_id)
+        except (BrokenRegistry, InvalidInput):  # damaged, or under another key
+            stored = key = None
+        if key is not None and stored is not None and hmac.compare_digest(stored, payload):
+            return _commitment(key, stored)
+        self._set_aside(path)
+        return None
 
     def read(self, request_id: str) -> tuple[bytes, str]:
         """A request's payload and the commitment recomputed from it.
@@ -133,6 +159,13 @@ class Vault:
         vault_files.destroy(path)
         return stone
 
+    def mark(self, request_id: str, *, at: datetime) -> Tombstone:
+        """The tombstone of an entry that is gone: the one that is there, or a new one for a lost or damaged one."""
+        vault_files.check_folder(self.folder)
+        if vault_files.exists(self.path(request_id)):
+            raise Conflict(f"no vault entry for {request_id}", "an entry", "Shred it.")
+        return vault_tombs.place(self.folder, request_id, at)
+
     def tombstone(self, request_id: str) -> Tombstone | None:
         """When the request's entry was shredded; None when it was not. BrokenRegistry for a damaged one."""
         self.path(request_id)
@@ -171,11 +204,16 @@ class Vault:
             came = f"one that was shredded at {stone.at}"
             raise NotFound(f"a vault entry for {request_id}", came, "Nothing brings it back.")
         try:
-            return vault_files.read_regular(path, self.limit // 3 * 4 + vault_entries.HEADER_LIMIT)
+            return vault_files.read_regular(path, self.size_limit)
         except FileNotFoundError:
             return self._missing(request_id)
         except ValueError as error:
             raise vault_entries.damaged(request_id) from error
+
+    def _set_aside(self, path: Path) -> None:
+        names = (path.with_suffix(f".orphan-{number}.json") for number in itertools.count(1))
+        path.rename(next(name for name in names if not vault_files.exists(name)))
+        durable.sync_folder(self.folder)
 
     def _open(self, request_id: str) -> tuple[bytes, bytes]:
         data = self.stored(request_id)

@@ -81,6 +81,12 @@ def zero(path: Path) -> None:
         os.close(descriptor)
 
 
+def zero_regular(path: Path) -> None:
+    """The same, but a link or a special file is left alone: its bytes are not ours."""
+    if path.is_file() and not path.is_symlink():
+        zero(path)
+
+
 def zero_descriptor(descriptor: int) -> None:
     """Overwrite an open regular file's bytes with zeros and wait for the disk."""
     left = os.fstat(descriptor).st_size

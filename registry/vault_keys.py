@@ -73,6 +73,18 @@ class Keys:
         except (FileNotFoundError, ValueError, BrokenRegistry) as error:
             raise BrokenRegistry(f"the vault's {SUBJECT_FILE}", "none or a damaged one", then) from error
 
+    def check_form(self) -> None:
+        """Raise BrokenRegistry unless the subject key's file could be one. Needs no key."""
+        try:
+            data = vault_files.read_regular(self.folder / SUBJECT_FILE, _LIMIT)
+            if data.startswith(b"{"):
+                vault_entries.read(_SUBJECT, data)
+            elif not vault_entries.decode(data.decode("ascii")):
+                raise ValueError("nothing")
+        except (FileNotFoundError, ValueError, BrokenRegistry) as error:
+            then = "Restore the vault from a backup."
+            raise BrokenRegistry(f"the vault's {SUBJECT_FILE}", "none or a damaged one", then) from error
+
     def write_subject(self, subject: bytes, provider: KeyProvider) -> None:
         """Put the subject key under a master key."""
         data = vault_entries.seal(_SUBJECT, vault_entries.new_key(), subject, provider)

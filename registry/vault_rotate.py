@@ -15,23 +15,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import durable, vault_entries, vault_files, vault_sources, vault_targets
-from .errors import Conflict, InvalidInput
+from .errors import BrokenRegistry, Conflict, InvalidInput
 from .vault import Vault
 from .vault_entries import NotOurs
-from .vault_sources import MASTER_FILE, KeyProvider, LocalKey
+from .vault_sources import MASTER_FILE, NEXT_FILE, KeyProvider, LocalKey
 
-Side = Literal["old", "new"]
+Side = Literal["old", "new", "empty"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What is still under the old key: requests in `todo`, and the subject key if `subject`."""
+    """What is still under the old key: requests in `todo`, and the subject key if `subject`.
+
+    Those in `empty` hold nothing but zeros, from a shredding that was cut off, and are left to it.
+    """
 
     old: str
     new: str
     todo: tuple[str, ...]
     done: tuple[str, ...]
     subject: bool
+    empty: tuple[str, ...] = ()
 
 
 def plan_rotation(vault: Vault, old: KeyProvider, new: KeyProvider) -> Rotation:
@@ -48,6 +52,7 @@ def plan_rotation(vault: Vault, old: KeyProvider, new: KeyProvider) -> Rotation:
         tuple(name for name, side in sides.items() if side == "old"),
         tuple(name for name, side in sides.items() if side == "new"),
         subject == "old",
+        tuple(name for name, side in sides.items() if side == "empty"),
     )
 
 
@@ -57,6 +62,7 @@ def rotate(vault: Vault, old: KeyProvider, new: KeyProvider) -> Rotation:
     for name in plan.todo:
         key, payload = vault_entries.unseal(name, vault.stored(name), (old,))
         durable.write_file(vault.path(name), vault_entries.seal(name, key, payload, new), 0o600)
+    _rewrap_aside(vault, old, new)
     if plan.subject:
         vault.keys.write_subject(vault.keys.subject_by(iter((old,))), new)
     vault_files.sweep(vault.folder)
@@ -72,7 +78,11 @@ def drop_master_file(vault: Vault) -> bool:
     path = vault.folder / MASTER_FILE
     if not vault_files.exists(path):
         return False
-    old = LocalKey("file", vault_sources.checked(vault_files.read_secret(path)))
+    text = vault_files.read_secret(path)
+    if vault_sources.destroyed(text) and not vault_files.exists(vault.folder / NEXT_FILE):
+        vault_files.destroy(path)  # a call that was cut off
+        return True
+    old = LocalKey("file", vault_sources.checked(text))
     new = vault.keys.provider()
     if vault_sources.same_key(old.describe(), new.describe()):
         raise Conflict("another master key than this file", "the same", "Rotate to another one first.")
@@ -83,8 +93,22 @@ def drop_master_file(vault: Vault) -> bool:
     return True
 
 
+def _rewrap_aside(vault: Vault, old: KeyProvider, new: KeyProvider) -> None:
+    """Entries that were set aside (`Vault.leftover`), as far as the old key opens them: no request names them."""
+    for path in sorted(vault.folder.glob("req-*.orphan-*.json")):
+        name = path.name.partition(".")[0]
+        try:
+            data = vault_files.read_regular(path, vault.size_limit)
+            key, payload = vault_entries.unseal(name, data, (old,))
+        except (BrokenRegistry, ValueError):  # a link, damage, or another key's
+            continue
+        durable.write_file(path, vault_entries.seal(name, key, payload, new), 0o600)
+
+
 def _side(vault: Vault, name: str, old: KeyProvider, new: KeyProvider) -> Side:
     data = vault.stored(name)
+    if data and not any(data[: vault_entries.HEADER_LIMIT]):  # the wrapped key went first
+        return "empty"
     for side, provider in _sides(vault_entries.read(name, data).wrapped_by, old, new):
         try:
             vault_entries.unseal(name, data, (provider,))

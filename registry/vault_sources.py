@@ -169,9 +169,21 @@ def _text(folder: Path, source: str) -> str | None:
         from . import vault_keyring
 
         return vault_keyring.read(folder)
-    named = os.environ.get(FILE_VARIABLE)
-    path = folder / MASTER_FILE if named is None else Path(named)
+    named, own = os.environ.get(FILE_VARIABLE), folder / MASTER_FILE
+    path = own if named is None else Path(named)
+    text = _read(path, follow=named is not None)
+    if text is not None and destroyed(text) and path.resolve() == own.resolve():
+        return _read(folder / NEXT_FILE) or text
+    return text
+
+
+def destroyed(text: str) -> bool:
+    """Whether a key file's text was overwritten: a rotation, or the end of one, was cut off there."""
+    return "\0" in text
+
+
+def _read(path: Path, *, follow: bool = False) -> str | None:
     try:
-        return vault_files.read_secret(path, follow=named is not None)
+        return vault_files.read_secret(path, follow=follow)
     except FileNotFoundError:
         return None

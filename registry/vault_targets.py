@@ -33,12 +33,17 @@ def successor(folder: Path, target: str, *, store: bool) -> KeyProvider:
 
 
 def settle(folder: Path, new: KeyProvider) -> None:
-    """Put a key that was made beside the old one into its place."""
+    """Put a key that was made beside the old one into its place, and destroy the old one's bytes.
+
+    A rename alone would leave them on the disk. Cut off between the two steps, `master.next` is the master key
+    (`vault_sources.find`), and the same call ends it.
+    """
     if not isinstance(new, LocalKey):
         return
     if new.source == "keyring":
         vault_keyring.settle(folder)
     elif new.source == "file" and _made_here(folder / NEXT_FILE, new.key):
+        vault_files.zero_regular(folder / MASTER_FILE)
         (folder / NEXT_FILE).replace(folder / MASTER_FILE)
         durable.sync_folder(folder)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from . import projections, snapshot, verify_signatures
+from . import projections, snapshot, verify_signatures, verify_vault
 from .canon import Digest, digest_bytes, digest_json
 from .checkpoints import Checkpoint, TreeHead
 from .errors import BrokenRegistry, RegistryError
@@ -38,8 +38,9 @@ def verify(
 
     Problems come in that order; of the events the first one named is the first bad one. A copy without a
     vault folder (an auditor's) is not missing it; with one, every request must have its entry or the mark of its
-    shredding, and a `deep` check decrypts them where the master key is at hand. Blobs that no event names are
-    leftovers of a crash, not damage: `extras` lists them, and `efface gc` removes them.
+    shredding, and a `deep` check decrypts them where the master key is at hand: `vault_checked` and `vault_unchecked`
+    say how many it opened. Blobs that no event names are leftovers of a crash, not damage: `extras` lists them, and
+    `efface gc` removes them; it lists files that belong to nothing too, for a person to look at.
 
     Every stored checkpoint must be signed by a key trusted then, and its root be that of its events. `witness` are
     checkpoints that someone outside kept (verify their signatures first): they hold even where those stored here
@@ -60,10 +61,17 @@ def verify(
         problems += verify_signatures.check_attestations(expected.tables, known, reg.blobs)
     blobs = {row["digest"]: row for row in expected.tables.find("blob")}
     problems += _blob_problems(reg, blobs, deep)
-    problems += _vault_problems(reg, expected.tables.find("forget_request"), deep)
+    requests = expected.tables.find("forget_request")
+    vault = verify_vault.check(reg, requests, deep=deep)
+    problems += vault.problems
     held = {digest for digest, row in blobs.items() if row["uses"] > 0}
-    extras = tuple(digest for digest in reg.blobs if digest not in held) if deep else ()
-    return Verification(len(stored.events), len(held), tuple(problems), extras, checkpoints)
+    extras: tuple[str, ...] = ()
+    if deep:
+        unnamed = (digest for digest in reg.blobs if digest not in held)
+        extras = (*unnamed, *verify_vault.strays(reg, requests))
+    return Verification(
+        len(stored.events), len(held), tuple(problems), extras, checkpoints, vault.opened, vault.unopened
+    )
 
 
 def _replay(events: Sequence[Event]) -> _Expected:
@@ -125,44 +133,3 @@ def _blob_problems(reg: Registry, referenced: Mapping[str, Row], deep: bool) -> 
     for digest in sorted(here) if deep else ():
         if (actual := reg.blobs.digest_of(digest)) != digest:
             yield Problem("blob-damaged", digest, digest, actual)
-
-
-def _vault_problems(reg: Registry, requests: Sequence[Row], deep: bool) -> Iterator[Problem]:
-    if not reg.vault.folder.is_dir():
-        return
-    for row in requests:
-        try:
-            found = _vault_problem(reg, row, deep)
-        except (RegistryError, OSError) as error:  # a damaged mark, or an id that an event was given
-            found = Problem("vault-damaged", row["id"], "an entry that can be looked at", said(error))
-        if found is not None:
-            yield found
-
-
-def _vault_problem(reg: Registry, row: Row, deep: bool) -> Problem | None:
-    """Between the events that begin and end a shredding the entry may be whole, zeros or gone."""
-    request_id = row["id"]
-    here, mark = reg.vault.has(request_id), reg.vault.tombstone(request_id) is not None
-    if row["shredded_at"] is not None:
-        if here or not mark:
-            came = "an entry in the vault" if here else "neither entry nor mark"
-            return Problem("vault-damaged", request_id, "the mark of shredded rows alone", came)
-        return None
-    if row["shredding_at"] is not None:
-        return None
-    if mark:
-        return Problem(
-            "vault-missing", request_id, "its rows", "the mark that they are shredded, without an event"
-        )
-    if not here:
-        return Problem("vault-missing", request_id, "an entry in the vault", "none")
-    if deep and reg.vault.keys.at_hand() and (found := _recommit(reg, request_id)) != row["commitment"]:
-        return Problem("vault-damaged", request_id, row["commitment"], found)
-    return None
-
-
-def _recommit(reg: Registry, request_id: str) -> str:
-    try:
-        return reg.vault.read(request_id)[1]
-    except (RegistryError, OSError) as error:
-        return said(error)

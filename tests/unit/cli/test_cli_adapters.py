@@ -236,7 +236,12 @@ def test_the_plan_names_what_needs_an_adapter(home: Path, tmp_path: Path) -> Non
     rendered(home, tmp_path)
     one, *_ = adapters(home)
     words = ("adapter", "retire", one, "--reason", "old")
-    plan = checked(home, *words)["plan"]
+    planned = efface(*words, "--format", "json", "--registry", home)
+    plan = json.loads(planned.out)["plan"]
     assert (plan["needed_by"], plan["trained_on_it"]) == (["prod@1"], [])
+    assert (planned.code, "one in prod@1" in planned.err, "--yes" in planned.err) == (2, True, False)
+    planned = efface("adapter", "purge", one, "--reason", "old", "--registry", home)
+    assert (planned.code, "SEALED" in planned.err or "QUALIFIED" in planned.err) == (2, True)
+    assert "--yes" not in planned.err
     refused = efface(*words, "--yes", "--registry", home)
     assert (refused.code, "one in prod@1" in refused.err) == (2, True)

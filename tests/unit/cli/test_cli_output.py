@@ -1,7 +1,9 @@
 """Small parts of the command line: cells, tables, exit codes, progress."""
 
+import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -79,6 +81,21 @@ def test_an_error_without_text_is_named() -> None:
 def test_a_bug_is_not_dressed_up(error: Exception) -> None:
     with pytest.raises(type(error), match="a bug"), exit_codes():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "a full disk"), (errno.EROFS, "read-only"), (errno.ENOTDIR, "ENOTDIR")],
+)
+def test_what_the_system_refuses_is_a_message(number: int, said: str) -> None:
+    code, err = stopped(OSError(number, os.strerror(number), "/registry/vault/x"))
+    assert (code, said in err, "/registry/vault/x" in err) == (1, True, True)
+    assert said in stopped(OSError(number, os.strerror(number)))[1]
+
+
+def test_an_error_of_the_system_without_a_number_is_a_bug() -> None:
+    with pytest.raises(OSError, match="a bug"), exit_codes():
+        raise OSError("a bug")
 
 
 def test_no_error_no_exit() -> None:

@@ -70,6 +70,21 @@ def test_verify_lists_extras_and_is_content_with_them(home: Path) -> None:
     assert (text.code, f"extra: {extra}" in text.out, "efface gc" in text.err) == (0, True, True)
 
 
+def test_verify_says_what_it_did_not_open_and_what_belongs_to_nothing(home: Path, tmp_path: Path) -> None:
+    def counts(*words: str) -> tuple[int, int]:
+        record = checked(home, "verify", *words)
+        return record["vault_checked"], record["vault_unchecked"]
+
+    assert (counts("--deep"), counts()) == ((2, 0), (0, 2))
+    assert "not checked: 2 (--deep" in efface("verify", "--registry", home).out
+    (home / "vault" / "rows.txt").write_text("rows in the clear")
+    text = efface("verify", "--deep", "--registry", home)
+    assert (text.code, "extra: vault/rows.txt" in text.out, "efface gc" in text.err) == (0, True, False)
+    (home / "vault").rename(tmp_path / "elsewhere")
+    assert counts("--deep") == (0, 2)
+    assert "no vault folder" in efface("verify", "--deep", "--registry", home).out
+
+
 def test_the_vault_shows_keys_and_never_rows(home: Path) -> None:
     shown = checked(home, "vault", "show")
     assert (shown["entries"], shown["shredded"]) == (2, 0)

@@ -1,5 +1,6 @@
 """Opening and creating: what is a registry, what is not, and that nothing is written where it is not."""
 
+import errno
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,17 @@ def test_create_keeps_a_registry_that_is_there(tmp_path: Path) -> None:
     with Registry.open(tmp_path, create=True) as reg:
         assert verify(reg).events == 1
     assert contents(tmp_path) == before
+
+
+def test_create_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no hard links")
+
+    monkeypatch.setattr("os.link", refuse)
+    for number in (1, 2):
+        with Registry.open(tmp_path / "registry", create=True) as reg:
+            ask(reg)
+            assert verify(reg).events == number
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,75 @@ def test_a_ledger_that_refuses_leaves_no_entry_in_the_vault(reg: Registry) -> No
     with pytest.raises(BrokenRegistry):
         ask(reg)
     assert contents(reg.root) == before
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> tuple[Registry, bytes]:
+    """A registry whose ledger was restored from before its second request, and that request's entry."""
+    root = tmp_path / "older"
+    with Registry.open(root, create=True) as reg:
+        ask(reg, b"first", subject_ref="Zoë")
+    shutil.copy(root / "registry.db", tmp_path / "backup.db")
+    with Registry.open(root) as reg:
+        entry = reg.vault.path(ask(reg, b"second")).read_bytes()
+    for name in ("registry.db-wal", "registry.db-shm"):
+        (root / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "backup.db", root / "registry.db")
+    return Registry.open(root), entry
+
+
+def test_an_older_ledger_destroys_no_entry(older: tuple[Registry, bytes]) -> None:
+    reg, entry = older
+    request_id = ask(reg, b"another")
+    assert (request_id, read_payload(reg, request_id)) == ("req-000002", b"another")
+    assert (reg.vault.folder / "req-000002.orphan-1.json").read_bytes() == entry
+    assert reg.vault.requests() == ["req-000001", "req-000002"]
+    assert verify(reg, deep=True).ok
+
+
+def test_entries_that_are_damaged_or_sealed_by_another_key_are_kept_too(
+    older: tuple[Registry, bytes],
+) -> None:
+    reg, _ = older
+    for number, text in enumerate((b"", bytes(200), b"rows in the clear"), 2):
+        reg.vault.path(f"req-{number:06d}").write_bytes(text)
+        request_id = ask(reg, b"another")
+        assert (reg.vault.folder / f"{request_id}.orphan-1.json").read_bytes() == text
+        assert read_payload(reg, request_id) == b"another"
+
+
+def test_an_older_ledger_takes_up_the_same_rows(older: tuple[Registry, bytes]) -> None:
+    reg, entry = older
+    reg.vault.path("req-000002").chmod(0o400)
+    request_id = ask(reg, b"second")
+    assert reg.vault.path(request_id).read_bytes() == entry
+    assert read_payload(reg, request_id) == b"second"
+    assert verify(reg, deep=True).ok
+
+
+def test_what_was_there_outlives_a_failure(
+    older: tuple[Registry, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reg, entry = older
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("efface.registry.ledger.append", fail)
+    for payload, name in ((b"second", "req-000002.json"), (b"another", "req-000002.orphan-1.json")):
+        with pytest.raises(RuntimeError):
+            ask(reg, payload)
+        assert (reg.vault.folder / name).read_bytes() == entry
+    assert not reg.vault.has("req-000002")
+
+
+def test_a_lost_subject_key_is_not_no_requests(reg: Registry) -> None:
+    assert requests_of_subject(reg, "Zoë") == []
+    ask(reg)
+    (reg.vault.folder / "subject.key").rename(reg.vault.folder / "elsewhere")
+    assert requests_of_subject(reg, "Zoë") == []
+    (reg.vault.folder / "elsewhere").rename(reg.vault.folder / "subject.key")
+    ask(reg, subject_ref="Zoë")
+    (reg.vault.folder / "subject.key").unlink()
+    with pytest.raises(BrokenRegistry, match=r"subject\.key"):
+        requests_of_subject(reg, "Zoë")

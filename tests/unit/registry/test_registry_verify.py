@@ -218,8 +218,60 @@ def test_leftovers_of_a_crash_are_no_problem(told: Registry) -> None:
 
 
 def test_a_copy_without_vault_is_whole(told: Registry, tmp_path: Path) -> None:
+    whole = verify(told, deep=True)
+    assert (whole.vault_checked > 0, whole.vault_unchecked) == (True, 0)
+    assert verify(told).vault_unchecked == whole.vault_checked
     told.vault.folder.rename(tmp_path / "elsewhere")
+    found = verify(told, deep=True)
+    assert (found.ok, found.vault_checked, found.vault_unchecked) == (True, 0, whole.vault_checked)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\0" * 300, b"rows in the clear", None])
+@pytest.mark.parametrize("key", [True, False])
+def test_entries_and_subject_key_are_looked_at_without_a_key(
+    told: Registry, data: bytes | None, key: bool
+) -> None:
+    if not key:
+        (told.vault.folder / "master.key").unlink()
     assert verify(told, deep=True).ok
+    for path in (told.vault.path(told.vault.requests()[0]), told.vault.folder / "subject.key"):
+        whole = path.read_bytes()
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        where = path.name.removesuffix(".json")
+        kind = "vault-missing" if data is None else "vault-damaged"
+        assert [(p.kind, p.where) for p in verify(told, deep=True).problems] == [(kind, where)]
+        path.write_bytes(whole)
+    assert verify(told, deep=True).ok
+
+
+def test_files_that_belong_to_nothing_are_listed(told: Registry) -> None:
+    assert verify(told, deep=True).extras == ()
+    entry = told.vault.path(told.vault.requests()[0])
+    names = {
+        "notes.txt",
+        "req-000001.orphan-1.json",
+        "req-000099.json",
+        "req-000099.shredded",
+        ".tmp-1",
+        "a/b",
+    }
+    (told.vault.folder / "a").mkdir()
+    for name in names:
+        (told.vault.folder / name).write_bytes(entry.read_bytes())
+    (told.root / "blobs" / "sha256" / "ab").mkdir(exist_ok=True)
+    strays = {"rows.jsonl", "sha256/ab/rows\n.jsonl", f"sha256/ab/{'0' * 64}"}
+    for name in strays:
+        (told.root / "blobs" / name).write_text("rows in the clear")
+    (told.root / "blobs" / "link").symlink_to(told.vault.folder)
+    found = verify(told, deep=True)
+    shown = {name if "\n" not in name else ascii(f"blobs/{name}") for name in strays}
+    wanted = {f"vault/{name}" for name in names} | {
+        name if name.startswith("'") else f"blobs/{name}" for name in (*shown, "link")
+    }
+    assert (found.ok, set(found.extras)) == (True, wanted)
+    assert verify(told).extras == ()
 
 
 @pytest.mark.parametrize("page", range(1, 12))

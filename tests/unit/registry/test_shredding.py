@@ -118,6 +118,35 @@ def test_again_is_not_an_error(reg: Registry, tmp_path: Path) -> None:
     assert plan_shredding(reg, request_id).files == ()
 
 
+@pytest.mark.parametrize("backup", ["of the entry", "from before the request", "with a damaged mark"])
+def test_a_vault_restored_from_a_backup_is_shredded_again(reg: Registry, tmp_path: Path, backup: str) -> None:
+    request_id, _ = released(reg, tmp_path)
+    shutil.copytree(reg.vault.folder, tmp_path / "backup")
+    done = shred(reg, request_id)
+    events = log(reg)
+    shutil.rmtree(reg.vault.folder)
+    (tmp_path / "backup").rename(reg.vault.folder)
+    mark = reg.vault.folder / f"{request_id}.shredded"
+    if backup != "of the entry":
+        reg.vault.path(request_id).unlink()
+    if backup == "with a damaged mark":
+        mark.write_bytes(b"?")
+    unfinished(reg.root, request_id)
+    assert [problem.kind for problem in verify(reg).problems] == ["vault-damaged"]
+    assert shred(reg, request_id) == done
+    assert log(reg) == events
+    assert leaks(reg.root, MARKS) == []
+    assert (reg.vault.has(request_id), mark.exists()) == (False, True)
+    assert verify(reg, deep=True).ok
+
+
+def test_shredded_again_without_a_vault_makes_none(reg: Registry, tmp_path: Path) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    shutil.rmtree(reg.vault.folder)
+    assert shred(reg, request_id).shredded_at
+    assert not reg.vault.folder.exists()
+
+
 def test_other_requests_keep_their_rows(reg: Registry, tmp_path: Path) -> None:
     other = ask(reg, b"other rows", subject_ref="Zoë")
     unfinished(reg.root, other)

@@ -383,6 +383,78 @@ def test_a_rotation_stops_before_it_changes_anything(vault: Vault) -> None:
         drop_master_file(vault)
 
 
+def test_a_rotation_to_a_file_leaves_nothing_of_the_old_key(vault: Vault, tmp_path: Path) -> None:
+    """Not even in the bytes that `master.key` stood for, which another name still shows."""
+    made = filled(vault)
+    (tmp_path / "old").hardlink_to(vault.folder / "master.key")
+    rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True))
+    assert (tmp_path / "old").read_bytes().strip(b"\0") == b""
+    assert commitments(vault) == made
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_rotation_to_a_file_that_is_cut_off_after_the_old_key_went(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    made, master = filled(vault), vault.folder / "master.key"
+    if named:
+        monkeypatch.setenv("EFFACE_VAULT_KEY_FILE", str(master))
+    monkeypatch.setattr("pathlib.Path.replace", _only_unfinished(Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True))
+    monkeypatch.undo()
+    for name in [name for name in os.environ if name.startswith("EFFACE_VAULT")]:
+        monkeypatch.delenv(name)
+    if named:
+        monkeypatch.setenv("EFFACE_VAULT_KEY_FILE", str(master))
+    assert master.read_bytes().strip(b"\0") == b""
+    assert commitments(vault) == made
+    again = rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True))
+    assert (again.todo, again.subject) == ((), False)
+    assert (commitments(vault), (vault.folder / "master.next").exists()) == (made, False)
+
+
+def _only_unfinished(real: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+    """Renames of temporary files happen; the last step of a rotation does not."""
+
+    def replace(path: Path, target: Path) -> Path:
+        if path.name == "master.next":
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    return replace
+
+
+def test_a_rotation_leaves_a_shredding_that_was_cut_off_to_itself(vault: Vault) -> None:
+    made = filled(vault)
+    zeros = bytes(vault.path(TWO).stat().st_size)
+    vault.path(TWO).write_bytes(zeros)
+    done = rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True))
+    assert (done.todo, done.empty) == ((ONE, THREE), (TWO,))
+    assert vault.path(TWO).read_bytes() == zeros
+    vault.shred(TWO)
+    assert commitments(vault) == {name: made[name] for name in (ONE, THREE)}
+    assert rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True)).empty == ()
+
+
+def test_a_rotation_takes_entries_that_were_set_aside_along(vault: Vault) -> None:
+    vault.put(ONE, PAYLOAD)
+    assert vault.leftover(ONE, b"another") is None
+    (vault.folder / f"{ONE}.orphan-2.json").write_text("rows in the clear")
+    rotate(vault, vault.keys.provider(), successor(vault.folder, "file", store=True))
+    data = (vault.folder / f"{ONE}.orphan-1.json").read_bytes()
+    assert entries.unseal(ONE, data, [vault.keys.provider()])[1] == PAYLOAD
+
+
+def test_a_key_file_whose_end_was_cut_off_is_dropped(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(vault)
+    rotate(vault, vault.keys.provider(), local(9))
+    monkeypatch.setenv("EFFACE_VAULT_KEY", text_of(local(9).key))
+    (vault.folder / "master.key").write_bytes(bytes(44))
+    assert drop_master_file(vault)
+    assert not (vault.folder / "master.key").exists()
+
+
 def test_a_key_still_in_use_is_not_dropped(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(vault)
     monkeypatch.setenv("EFFACE_VAULT_KEY", text_of(local(9).key))
