@@ -265,12 +265,12 @@ def _held(lock: Path | None, where: str) -> Generator[None]:
         yield
         return
     held = FileLock(lock, timeout=engines.BUSY_SECONDS, poll_interval=0.004)
-    try:
-        with durable.disk_errors(lock.parent):
+    with durable.disk_errors(lock.parent):
+        try:
             held.acquire()
-    except Timeout:
-        expected = f"the lock on {where} within {engines.BUSY_SECONDS:.0f} s"
-        raise Conflict(expected, "another process holding it", "Try again when it is done.") from None
+        except Timeout:  # an OSError too
+            expected = f"the lock on {where} within {engines.BUSY_SECONDS:.0f} s"
+            raise Conflict(expected, "another process holding it", "Try again when it is done.") from None
     try:
         yield
     finally:
