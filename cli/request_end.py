@@ -77,6 +77,10 @@ def evidence(
     base_withdrawn: Annotated[
         bool, typer.Option("--base-withdrawn", help="The base before is served and handed out by no one.")
     ] = False,
+    replaces: Annotated[
+        str | None,
+        typer.Option("--replaces", help="The base before; by default the one its adapters are on."),
+    ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     actor: ActorOption = DEFAULT_ACTOR,
     format: FormatOption = Format.text,
@@ -93,6 +97,7 @@ def evidence(
             artefact=artefact,
             audit=audit,
             base_withdrawn=base_withdrawn,
+            replaces=replaces,
             statement=statement,
             actor=actor,
         )

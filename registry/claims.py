@@ -149,7 +149,7 @@ def _before(db: Tables, request_id: str, artefact: str) -> str:
     found = sorted({adapter.base for adapter in trained} - {artefact})
     if len(found) != 1:
         came = "no adapter that says so" if not found else f"adapters on {', '.join(found)}"
-        raise InvalidInput("the base before", came, "Name the base that was replaced.")
+        raise InvalidInput("the base before", came, "Name the base that was replaced: --replaces DIGEST.")
     return found[0]
 
 

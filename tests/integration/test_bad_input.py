@@ -267,7 +267,7 @@ BOUND: dict[str, tuple[Arguments, str]] = {
     ),
     "unknown request to roll back": (
         lambda at: [*("release", "rollback", "prod", "--remove", "req-000009", "--reason", "x"), *at.using()],
-        "got req-000009",
+        "got unknown ids",
     ),
     "a request that is not in the release": (
         lambda at: [*("release", "rollback", "prod", "--remove", "req-000002", "--reason", "x"), *at.using()],
