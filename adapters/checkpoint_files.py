@@ -42,10 +42,11 @@ def shards(folder: Path) -> list[Shard]:
     index = folder / INDEX
     if not index.exists():
         return [read_shard(folder / _SINGLE)]
-    found = [read_shard(folder / name) for name in sorted(set(_weight_map(index).values()))]
-    listed, there = set(_weight_map(index)), {tensor.name for shard in found for tensor in shard.tensors}
-    if listed != there:
-        example = sorted(listed ^ there)[0]
+    listed = _weight_map(index)
+    found = [read_shard(folder / name) for name in sorted(set(listed.values()))]
+    there = {tensor.name for shard in found for tensor in shard.tensors}
+    if set(listed) != there:
+        example = sorted(set(listed) ^ there)[0]
         raise ModelError(
             f"{index}: expected the tensors of its shards, got another list ({example}); fetch it again"
         )

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..registry import BASES, Registry, checks, open_request, requests_of_subject
 from . import request_end, request_lengths, request_read, request_steps
+from .files import moment
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -69,7 +70,7 @@ def open_(
     checks.actor(actor)
     if subject_ref is not None:
         checks.text(subject_ref, "subject_ref", 500)
-    moment = _moment(received_at)
+    received = _past(received_at)
     data = load_request_data(
         forget, retain or [], neighbours or [], retain_limit=retain_limit, seed=seed, on_read=_tell
     )
@@ -81,7 +82,7 @@ def open_(
             payload=to_payload(data),
             n_items=len(data.forget),
             subject_ref=subject_ref,
-            received_at=moment,
+            received_at=received,
             actor=actor,
         )
         record: OpenedRecord = {
@@ -116,14 +117,7 @@ def _tell(drawn: Drawn) -> None:
         talk.print(escape(f"{drawn.source}: {len(drawn.rows)} of {drawn.seen} rows drawn"), soft_wrap=True)
 
 
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected RFC 3339 such as 2026-11-22T09:00:00Z, got {text!r}") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    if moment > datetime.now(UTC):
+def _past(text: str | None) -> datetime | None:
+    if (found := moment(text)) is not None and found > datetime.now(UTC):
         raise typer.BadParameter(f"expected a moment in the past, got {text!r}, which is in the future")
-    return moment
+    return found

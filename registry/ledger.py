@@ -10,7 +10,7 @@ else holds (`checkpoints`). Bodies hold no personal data: digests, keyed commitm
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import checks, projections
@@ -119,8 +119,3 @@ def event_of(row: Row) -> Event:
     """The event in a row of the table. Raises InvalidInput when its body is not JSON."""
     values: dict[str, Any] = {**row, "body": parse(row["body"])}
     return Event(**values)
-
-
-def hashes(found: Iterable[Event]) -> list[str]:
-    """Their hashes: the leaves of the Merkle tree of a checkpoint."""
-    return [event.hash for event in found]

@@ -43,14 +43,6 @@ def made_for(db: Tables) -> dict[str, set[str]]:
     return found
 
 
-def channels_of(db: Tables, request_id: str) -> list[Release]:
-    """The active releases that hold an adapter of this request, by channel."""
-    pairs = db.find("adapter_request", order="adapter", request=request_id)
-    mine = {pair["adapter"] for pair in pairs}
-    found = [release(db, row) for row in db.find("release", state="ACTIVE")]
-    return [one for one in found if mine & set(one.composition.adapters)]
-
-
 def need_active(db: Tables, channel: str) -> Release:
     """The channel's active release. Raises NotFound."""
     found = active(db, checks.channel(channel))

@@ -26,7 +26,6 @@ FILE_VARIABLE = "EFFACE_SIGNING_KEY_FILE"
 """Environment variable with the path of the private key."""
 
 PUBLIC_BYTES = 32
-SIGNATURE_BYTES = 64
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")  # RFC 8410 §4: id-Ed25519, then 32 bytes
 _PEM_LIMIT = 16 * 1024
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .tables import ALL, PROJECTIONS, Row, Table, chunks
+from .tables import ALL, Row, Table, chunks
 
 METADATA = sa.MetaData()
 
@@ -106,11 +106,6 @@ class SqlTables:
             ", ".join(str(cell) for cell in row[:count]): dict(zip(names, row, strict=True))
             for row in self.connection.exec_driver_sql(query).fetchall()
         }
-
-    def clear_projections(self) -> None:
-        """Delete every projected row."""
-        for table in reversed(PROJECTIONS):
-            self.clear(table.name)
 
 
 def _is(table: str, key: tuple[object, ...]) -> list[sa.ColumnElement[bool]]:
