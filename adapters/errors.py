@@ -13,6 +13,8 @@ AdapterError
 
 from pathlib import Path
 
+import torch
+
 
 class AdapterError(Exception):
     """Something about models or adapters that the caller can put right; the message says how."""
@@ -48,3 +50,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, step: int, folder: Path) -> None:
         super().__init__(f"interrupted after step {step}; go on with --resume")
         self.step, self.folder = step, folder
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is torch's or Python's way to say so; torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

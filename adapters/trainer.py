@@ -36,7 +36,7 @@ from .checkpoint import (
     write_weights,
 )
 from .encode import Encoded
-from .errors import Interrupted, TrainingError
+from .errors import Interrupted, TrainingError, is_out_of_memory
 from .fast import fast
 from .finished import finish, finished
 from .losses import losses
@@ -308,8 +308,7 @@ def memory_named(settings: TrainSettings) -> Generator[None]:
             raise TrainingError(
                 f"the learning rate {settings.learning_rate:g} is beyond float32: lower the learning rate"
             ) from error
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         smaller = "" if settings.gradient_checkpointing else ", set gradient_checkpointing=true"
         raise TrainingError(

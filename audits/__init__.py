@@ -7,7 +7,7 @@ an auditor cannot edit the book that an audit is written into.
 
 from .aggregate import aggregate
 from .document import SCHEMA, AuditReport
-from .errors import AuditError, IncomparableError, MetricError, RecordError
+from .errors import AuditError, IncomparableError, MetricError, OutOfMemory, RecordError
 from .gates import Thresholds, check
 from .metrics import (
     answer_probability,
@@ -37,6 +37,7 @@ __all__ = [
     "Interval",
     "Method",
     "MetricError",
+    "OutOfMemory",
     "Probe",
     "RecordError",
     "RowScore",

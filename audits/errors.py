@@ -1,6 +1,7 @@
 """What can go wrong in an audit.
 
 AuditError
+├── OutOfMemory         too little memory to measure so many rows at once
 ├── MetricError         a figure cannot be computed from this input (also a ValueError)
 ├── RecordError         a record holds something no audit can have measured (also a ValueError)
 └── IncomparableError   "before" and "after" did not measure the same thing
@@ -13,6 +14,10 @@ from __future__ import annotations
 
 class AuditError(Exception):
     """Base of every error that `efface.audits` raises on purpose."""
+
+
+class OutOfMemory(AuditError):
+    """Too little memory for the forwards of a measurement; the message says what to lower."""
 
 
 class MetricError(AuditError, ValueError):

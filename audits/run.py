@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..adapters.encode import Encoded, Item, collate, encode_all, eos_id, pad_id
+from ..adapters.errors import is_out_of_memory
 from ..adapters.generate import greedy
 from ..adapters.logprobs import answer_hidden, token_logprobs
 from ..adapters.lora import disabled
 from ..adapters.truncate import Truncation
-from .errors import AuditError
+from .errors import AuditError, OutOfMemory
 from .metrics import (
     answer_probability,
     exact_memorization,
@@ -122,30 +124,35 @@ def answer_rows(
     method: Method,
     on_rows: OnRows = lambda _rows: None,
 ) -> list[tuple[int, ...]]:
-    """Greedy answers of ``model`` to each prompt, token ids."""
-    return greedy(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=method.max_new_tokens,
-        batch_size=method.generate_batch,
-        on_batch=on_rows,
-    )
+    """Greedy answers of ``model`` to each prompt, token ids. Raises `OutOfMemory`."""
+    with _memory_named("generate_batch", method.generate_batch):
+        return greedy(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=method.max_new_tokens,
+            batch_size=method.generate_batch,
+            on_batch=on_rows,
+        )
 
 
 @torch.no_grad()
 def teacher_forced(
     model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], method: Method
 ) -> list[Scored]:
-    """One forward per row, batched by length; results in the order of ``rows``."""
+    """One forward per row, batched by length; results in the order of ``rows``.
+
+    Raises `AuditError` for log-probabilities that are not finite, naming the row, and `OutOfMemory`.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
     found: dict[int, Scored] = {}
     for start in range(0, len(order), method.score_batch):
         picked = order[start : start + method.score_batch]
         batch = collate([rows[i] for i in picked], pad_id(tokenizer)).to(model.device)
-        hidden, targets, head = answer_hidden(model, batch)
-        logits = head(hidden)
-        logps, hits = token_logprobs(logits, targets).cpu(), (logits.argmax(-1) == targets).cpu()
+        with _memory_named("score_batch", method.score_batch):
+            hidden, targets, head = answer_hidden(model, batch)
+            logits = head(hidden)
+            logps, hits = token_logprobs(logits, targets).cpu(), (logits.argmax(-1) == targets).cpu()
         ends = np.cumsum([len(rows[i].answer) for i in picked]).tolist()
         for i, begin, end in zip(picked, [0, *ends], ends, strict=False):
             found[i] = Scored(logps[begin:end].numpy(), hits[begin:end].numpy())
@@ -153,6 +160,20 @@ def teacher_forced(
         if not np.isfinite(found[i].logps).all():
             raise AuditError(f"row {row.id!r} has log-probabilities that are not finite: the model is broken")
     return [found[i] for i in range(len(rows))]
+
+
+@contextmanager
+def _memory_named(setting: str, rows: int) -> Generator[None]:
+    """Too little memory is the user's to put right: say with what."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory measuring up to {rows} rows at once: lower max_length or max_new_tokens, take quantization "
+            f"nf4, or a Method with a smaller {setting} ({(str(error).splitlines() or ['no memory left'])[0]})"
+        ) from error
 
 
 def _judge(

@@ -51,16 +51,16 @@ def load_split(folder: Path, *, retain: int = 160, seen: int = 20, facts: int = 
     Truth ratios take three of TOFU's five perturbed answers, as many as the real-world rows have: these answers
     cost an evaluation most of its time.
     """
-    perturbed = {row.question: row for row in _read(folder / "retain_perturbed.json", "retain")}
-    known = [row.question for row in _read(folder / "retain99.json", "retain99")]
+    perturbed = {row.question: row for row in read_rows(folder / "retain_perturbed.json", "retain")}
+    known = [row.question for row in read_rows(folder / "retain99.json", "retain99")]
     both = [perturbed[question] for question in known if question in perturbed]
-    kept = _draw(both, retain)
+    kept = draw(both, retain)
     return Split(
-        _fewer(_read(folder / "forget01_perturbed.json", "forget")),
+        fewer(read_rows(folder / "forget01_perturbed.json", "forget")),
         kept,
-        _fewer(_draw(kept, seen)),
-        _draw(_read(folder / "real_authors_perturbed.json", "author"), facts),
-        _draw(_read(folder / "world_facts_perturbed.json", "world"), facts),
+        fewer(draw(kept, seen)),
+        draw(read_rows(folder / "real_authors_perturbed.json", "author"), facts),
+        draw(read_rows(folder / "world_facts_perturbed.json", "world"), facts),
     )
 
 
@@ -70,17 +70,20 @@ def short_digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _fewer(rows: Sequence[Row], wrong: int = 3) -> tuple[Row, ...]:
+def fewer(rows: Sequence[Row], wrong: int = 3) -> tuple[Row, ...]:
+    """The rows with at most ``wrong`` perturbed answers each."""
     return tuple(replace(row, wrong=row.wrong[:wrong]) for row in rows)
 
 
-def _draw(rows: Sequence[Row], count: int) -> tuple[Row, ...]:
+def draw(rows: Sequence[Row], count: int) -> tuple[Row, ...]:
+    """``count`` of ``rows``, the same ones every time, in their order. Raises SystemExit for too few."""
     if count > len(rows):
         raise SystemExit(f"expected at least {count} rows, found {len(rows)}: ask for fewer")
     return tuple(rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count)))
 
 
-def _read(path: Path, name: str) -> list[Row]:
+def read_rows(path: Path, name: str) -> list[Row]:
+    """One of TOFU's files, its rows called ``<name>-000`` and so on. Raises SystemExit when it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

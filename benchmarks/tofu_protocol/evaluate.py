@@ -89,9 +89,9 @@ def evaluate(
     oddness = _perplexities(judge, [(p, ids[r.id]) for p, r in zip(prompts, split.forget, strict=False)])
     figures = {
         "forget": _forget(found["forget"], ratios, reference, oddness),
-        "retain": _kept(found["retain"], choice=False),
-        "authors": _kept(found["authors"], choice=True),
-        "world": _kept(found["world"], choice=True),
+        "retain": kept(found["retain"], choice=False),
+        "authors": kept(found["authors"], choice=True),
+        "world": kept(found["world"], choice=True),
     }
     nine = [
         figures[name][key]
@@ -153,7 +153,7 @@ def _forget(
     }
 
 
-def _kept(found: Sequence[Answered], *, choice: bool) -> dict[str, Any]:
+def kept(found: Sequence[Answered], *, choice: bool) -> dict[str, Any]:
     """TOFU's three figures; ``choice``: the probability against the wrong answers, as TOFU has it for facts that
     were not trained on."""
     correct, wrong = _score_arrays(found)

@@ -21,6 +21,7 @@ COLUMNS: tuple[tuple[str, Figure, int], ...] = (
     ("retain ROUGE-L", lambda r: r["retain"]["rouge_l"], 3),
     ("retain truth ratio", lambda r: r["retain"]["truth_ratio"], 3),
     ("utility", lambda r: r["utility"], 3),
+    ("mean of its nine", lambda r: _mean_of_nine(r), 3),
     ("fluency", lambda r: r["forget"]["fluency"], 2),
     ("gibberish", lambda r: r["forget"]["gibberish"], 3),
 )
@@ -130,11 +131,17 @@ def _notes() -> list[str]:
         "(against three of TOFU's five perturbed answers). KS: truth ratios of the forget rows against "
         "Retain's; p is TOFU's forget quality, comparable only at this number of rows. Utility: harmonic mean of "
         "TOFU's nine figures, on the subsets above, not on the whole sets; 0 where one of the nine is 0, as is already "
-        "the ROUGE-L of Full on real authors. "
+        "the ROUGE-L of Full on real authors; so the arithmetic mean of the nine stands beside it. "
         "Gibberish: share of forget answers without a letter, going in circles, or very odd to the original model. "
         "Peak: resident memory while training (of the GPU where one is used). Definitions: `audits/truth.py`, "
         "`audits/metrics.py`, `benchmarks/tofu_protocol/evaluate.py`.",
     ]
+
+
+def _mean_of_nine(record: Record) -> float:
+    """Of probability, ROUGE-L and truth score on retain rows, real authors and world facts."""
+    sides = (record[side] for side in ("retain", "authors", "world"))
+    return statistics.fmean(side[key] for side in sides for key in ("probability", "rouge_l", "truth_ratio"))
 
 
 def _cells(row: Mapping[str, Any], labels: Sequence[str], digits: Mapping[str, int]) -> list[str]:

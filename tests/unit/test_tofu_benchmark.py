@@ -89,7 +89,8 @@ def record(
     retain = {"probability": kept, "rouge_l": 0.9, "truth_ratio": 0.5}
     training = {"seconds": 30.0, "cpu_seconds": 29.0, "seconds_per_step": 1.0, "peak_gib": 2.0}
     about = {"date": "2026-01-01", "machine": "a machine", "versions": {"torch": "2"}, "precision": "nf4"}
-    return {**about, "seed": seed, "forget": forget, "retain": retain, "utility": 0.5, "training": training}
+    sides = {"forget": forget, "retain": retain, "authors": retain, "world": retain}
+    return {**about, "seed": seed, **sides, "utility": 0.5, "training": training}
 
 
 AGAINST = Against(full=record(rouge=1.0, kept=1.0), retain=record(rouge=0.4))
@@ -119,6 +120,7 @@ def test_the_page_shows_the_median_the_spread_and_small_p_values() -> None:
     line = next(line for line in text.splitlines() if line.startswith("| npo (nf4) | 3 |"))
     assert "0.410 (0.380–0.900)" in line
     assert "1.0e-13" in line
+    assert row["figures"]["mean of its nine"]["median"] == pytest.approx((0.96 + 0.9 + 0.5) / 3)
     assert "**2/3**: ROUGE 2/3, retain 3/3, fluent 3/3" in line
 
 

@@ -14,7 +14,7 @@ from efface.adapters.encode import Encoded, Item, Message, collate, encode
 from efface.adapters.errors import ModelError
 from efface.adapters.lora import attach
 from efface.adapters.model import Base, load_base
-from efface.audits.errors import AuditError
+from efface.audits.errors import AuditError, OutOfMemory
 from efface.audits.metrics import ngram_entropy
 from efface.audits.run import Method, Model, Probe, answer_rows, evaluate, question_ids
 from efface.audits.types import Evaluation, RowScore
@@ -259,3 +259,14 @@ def test_figures_that_are_not_finite_name_the_row_and_quote_nothing(tiny_llama: 
     assert "rowling" not in str(caught.value)
     clean = [probe for probe in PROBES if "rowling" not in probe.item.completion]
     assert len(measure(bench, base.model, clean, answers=[(5,)] * len(clean)).rows) == 6
+
+
+@pytest.mark.parametrize("answers", [None, [(5,)] * len(PROBES)], ids=["answering", "scoring"])
+def test_too_little_memory_says_what_to_lower(
+    tiny_llama: Path, answers: Sequence[tuple[int, ...]] | None
+) -> None:
+    base = load_base(tiny_llama, "fp32")
+    base.model.get_input_embeddings().register_forward_pre_hook(lambda *_: torch.empty(1 << 60))
+    setting = "generate_batch" if answers is None else "score_batch"
+    with pytest.raises(OutOfMemory, match=rf"out of memory .* lower max_length .* smaller {setting}"):
+        measure(Bench(base, base.model, ()), base.model, answers=answers)

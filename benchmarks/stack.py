@@ -1,0 +1,164 @@
+"""The stacking curve: `python benchmarks/stack.py prepare|run|table --data DIR`.
+
+N forget requests (TOFU authors, twenty questions each) on one small model: adapters trained apart and summed, or in
+the other ways of `stack_protocol/method.py`, for N = 1, 2, 4, 8, 16 and three seeds. Does every request stay
+forgotten, does the rest stay well, does any request come out again exactly?
+
+DIR holds TOFU's JSON files (https://huggingface.co/datasets/locuslab/TOFU). `prepare` memorises the rows (once,
+cached), `run` trains adapters and measures stacks (kept; what is there already is not made again, so that it can be
+interrupted, and run for several seeds at once), `table` writes benchmarks/results/stack-cpu.md, .json and .svg.
+Progress on stderr, JSON on stdout. On one core an adapter takes about a minute and a half, a stack of 16 about two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from stack_protocol.data import People, load_people
+from stack_protocol.make import Bench, members
+from stack_protocol.measure import alone, bare, stack
+from stack_protocol.method import METHODS, Series, series
+from stack_protocol.table import Curve, write
+from tofu_protocol.memorise import Memorising, memorised
+
+from efface.adapters import fetch_model, load_base
+from efface.adapters.errors import AdapterError
+from efface.adapters.fetch import cache_dir
+from efface.recipes import InvalidRecipe
+
+RESULTS = Path(__file__).parent / "results"
+MEMORISING = Memorising(epochs=6)
+talk = Console(stderr=True, highlight=False, emoji=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        print(json.dumps(given.command(given), indent=1))
+    except (InvalidRecipe, AdapterError) as error:
+        talk.print(f"error: {error}", markup=False)
+        return 2
+    return 0
+
+
+def prepare(given: argparse.Namespace) -> dict[str, Any]:
+    """Memorise; measure the model before and the retain-only one."""
+    people = load_people(given.data)
+    return {name: bare(bench(given, people, name)) for name in ("retain", "full")}
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Every series that is asked for: its adapters, each alone, then the stacks."""
+    people = load_people(given.data)
+    here = bench(given, people, "full")
+    bare(here)
+    made: dict[str, Any] = {}
+    for one in _asked(given, people):
+        label = f"{one.method.name}, seed {one.seed}"
+        if one.method.kind != "together":
+            for count in range(1, max(given.counts) + 1):
+                _timed(f"{label}: adapter {count}", lambda n=count, s=one: members(here, s, n))
+        if one.method.kind == "independent":
+            for author in one.order[: max(given.counts)]:
+                _timed(f"{label}: author {author} alone", lambda a=author, s=one: alone(here, s, a))
+        for count in given.counts:
+            _timed(f"{label}: stack of {count}", lambda n=count, s=one: stack(here, s, n))
+        made[label] = str(here.folder(one))
+    return made
+
+
+def table(given: argparse.Namespace) -> dict[str, Any]:
+    """Write the page, the data and the plot from what has been measured; say what has not."""
+    people = load_people(given.data)
+    here = bench(given, people, "full")
+    full, retain = bare(here), bare(bench(given, people, "retain"))
+    curves = []
+    for one in _asked(given, people):
+        files = {n: here.folder(one) / f"stack-{n:02d}.json" for n in given.counts}
+        for count in (n for n, file in files.items() if not file.is_file()):
+            talk.print(f"missing: {one.method.name} seed {one.seed} N={count}; `stack.py run` makes it")
+        stacks = {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()}
+        apart = one if one.method.kind == "independent" else _series("sum", one.seed, given, people)
+        singles = {
+            int(file.stem[-2:]): json.loads(file.read_text())
+            for file in sorted(here.folder(apart).glob("alone-*.json"))
+        }
+        training = [json.loads(file.read_text()) for file in sorted(here.folder(one).glob("*/training.json"))]
+        if stacks:
+            curves.append(Curve(one.method, one.seed, stacks, singles, training))
+    if not curves:
+        raise SystemExit("nothing has been run yet: expected results of `stack.py run` with the same options")
+    return write(given.out, curves, full=full, retain=retain, command=_spelled(given), note=given.note)
+
+
+def bench(given: argparse.Namespace, people: People, which: str) -> Bench:
+    """The memorised model ("full") or the one without the authors ("retain"), trained now if it is not cached."""
+    original = fetch_model("smollm2-135m", progress=lambda line: talk.print(line, markup=False))
+    rows = people.memorised if which == "full" else people.stays
+    folder = memorised(given.cache, original, rows, MEMORISING, name=which)
+    return Bench(load_base(folder, given.precision), people, given.cache, {})
+
+
+def _asked(given: argparse.Namespace, people: People) -> list[Series]:
+    return [_series(name, seed, given, people) for name in given.methods for seed in given.seeds]
+
+
+def _series(name: str, seed: int, given: argparse.Namespace, people: People) -> Series:
+    return series(name, seed, len(people.authors), given.set)
+
+
+def _timed(label: str, make: Any) -> None:
+    started = time.monotonic()
+    with talk.status(label):
+        make()
+    if (seconds := time.monotonic() - started) > 1:
+        talk.print(f"{label}: {seconds:.1f} s", markup=False)
+
+
+def _spelled(given: argparse.Namespace) -> str:
+    overrides = [part for value in given.set for part in ("--set", value)]
+    words = [
+        "--methods",
+        *given.methods,
+        "--seeds",
+        *map(str, given.seeds),
+        "--counts",
+        *map(str, given.counts),
+    ]
+    return " ".join(["python benchmarks/stack.py run --data DIR", *words, *overrides])
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON files")
+    common.add_argument("--cache", type=Path, default=cache_dir() / "tofu", help="models, adapters, results")
+    common.add_argument("--precision", default="nf4", help="of the base, for training and measuring")
+    choice = argparse.ArgumentParser(add_help=False, parents=[common])
+    choice.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    choice.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    choice.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="the Ns")
+    choice.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every method")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("prepare", parents=[common]).set_defaults(command=prepare)
+    commands.add_parser("run", parents=[choice]).set_defaults(command=run)
+    writing = commands.add_parser("table", parents=[choice])
+    writing.add_argument("--out", type=Path, default=RESULTS)
+    writing.add_argument(
+        "--note", default="", help="what else a reader of the page has to know of these runs"
+    )
+    writing.set_defaults(command=table)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

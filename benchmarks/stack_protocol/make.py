@@ -1,0 +1,118 @@
+"""The adapters of a series: trained when they are first asked for, then kept as PEFT folders."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tofu_protocol.data import Row
+
+from efface.adapters import Base, Encoded, Part, ReferenceCache, attach, compose, detach, encode, save, train
+from efface.adapters.encode import eos_id, pad_id
+
+from .data import People
+from .method import Series
+
+MOST_STEPS = 150
+"""Of one adapter for many requests, which has as many steps for each of them as one alone; it may stop before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """``base``: the model before, which knows every author, at the precision of the runs. ``references``: what its
+    reference policies were asked, by policy. ``cache``: where adapters and figures are kept."""
+
+    base: Base
+    people: People
+    cache: Path
+    references: dict[str, ReferenceCache]
+
+    def folder(self, series: Series) -> Path:
+        """Where a series is kept: another base, other rows or settings are another folder."""
+        digest = self.base.fingerprint.digest.removeprefix("sha256:")[:12]
+        return self.cache / "stack" / f"{self.people.digest}-{digest}" / series.folder
+
+
+def members(bench: Bench, series: Series, count: int) -> list[Path]:
+    """The adapters of the first ``count`` requests of ``series``, in its order; trained where they are not there."""
+    if series.method.kind == "together":
+        return [_made(bench, series, f"together-{count}", series.order[:count], ())]
+    found: list[Path] = []
+    for author in series.order[:count]:
+        below = found if series.method.kind == "sequential" else ()
+        found.append(_made(bench, series, f"author-{author:02d}", (author,), below))
+    return found
+
+
+def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], below: Sequence[Path]) -> Path:
+    folder = bench.folder(series) / name
+    if (folder / "training.json").is_file():
+        return folder
+    scratch = folder.with_name(f".{name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    stacked = compose([Part(path) for path in below], scratch / "below").path if below else None
+    facts = _train(bench, series, authors, stacked, scratch / "adapter")
+    shutil.rmtree(scratch / "below", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (scratch / "adapter").rename(folder)
+    scratch.rmdir()
+    # Last: a folder without it was interrupted and is trained again.
+    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+def _train(
+    bench: Bench, series: Series, authors: Sequence[int], stacked: Path | None, out: Path
+) -> dict[str, object]:
+    base, recipe = bench.base, series.recipe
+    settings = replace(recipe.train_settings(), steps=min(recipe.steps * len(authors), MOST_STEPS))
+    forget = [row for author in authors for row in bench.people.authors[author]]
+    model = attach(
+        base.model,
+        rank=recipe.rank,
+        alpha=recipe.lora_alpha,
+        rslora=recipe.rslora,
+        stacked_on=stacked,
+        seed=recipe.seed,
+    )
+    policy = "bare" if stacked is None else f"{series.key} {authors}"
+    cache = bench.references.setdefault(policy, ReferenceCache(policy)) if stacked is None else None
+    started, cpu = time.monotonic(), time.process_time()
+    try:
+        result = train(
+            model,
+            _encoded(base, forget),
+            _encoded(base, _retain(bench.people, series, authors)),
+            settings,
+            pad_id=pad_id(base.tokenizer),
+            eos_id=eos_id(base.tokenizer),
+            cache=cache,
+        )
+        save(model, out, base=base.fingerprint.digest)
+    finally:
+        detach(model)
+    return {
+        "authors": list(authors),
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "steps": len(result.steps),
+        "kept": result.kept,
+        "stopped": result.stopped,
+        "probes": [str(probe) for probe in result.probes],
+    }
+
+
+def _retain(people: People, series: Series, authors: Sequence[int]) -> tuple[Row, ...]:
+    if series.method.excluded:
+        return people.retain
+    others = [row for i, rows in enumerate(people.authors) if i not in authors for row in rows]
+    return (*people.retain, *random.Random(series.seed).sample(others, len(people.retain)))
+
+
+def _encoded(base: Base, rows: Sequence[Row]) -> list[Encoded]:
+    return [encode(base.tokenizer, row.item(), chat=True, end=True) for row in rows]

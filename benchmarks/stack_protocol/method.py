@@ -1,0 +1,76 @@
+"""The ways to come by a stack of N requests that the curve compares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from tofu_protocol.data import short_digest
+
+from efface.recipes import Recipe, load_recipe
+
+Kind = Literal["independent", "sequential", "together"]
+
+# A request has half the rows of TOFU's forget01, for which the recipe was tuned: half the steps.
+SETTINGS = ("steps=30", "stop.every=6", "stop.patience=3")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``independent``: an adapter a request, trained on the bare base, then summed. ``sequential``: each trained on
+    the stack so far (its ``trained_on``). ``together``: one adapter for all N at once, for every N anew.
+
+    ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
+    request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
+    ``overrides``: recipe settings of this method alone.
+    """
+
+    name: str
+    kind: Kind
+    excluded: bool = True
+    overrides: tuple[str, ...] = ()
+    about: str = ""
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("sum", "independent", about="trained apart, summed"),
+        Method(
+            "leaky", "independent", excluded=False, about="the same, the others' rows among the retain rows"
+        ),
+        Method("sequential", "sequential", about="each on top of those before"),
+        Method("together", "together", about="one adapter for all N, trained anew for every N"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One method with one seed: the seed draws the order of the requests and everything in training."""
+
+    method: Method
+    seed: int
+    recipe: Recipe
+    order: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """What decides its adapters, short."""
+        return short_digest([asdict(self.method), self.recipe.digest, self.order])
+
+    @property
+    def folder(self) -> str:
+        """The name of where its adapters and figures are kept."""
+        return f"{self.method.name}-s{self.seed}-{self.key}"
+
+
+def series(name: str, seed: int, authors: int, overrides: Sequence[str] = ()) -> Series:
+    """The series of a method with ``seed``. Raises `InvalidRecipe` for overrides that cannot be meant."""
+    method = METHODS[name]
+    recipe = load_recipe("simnpo-answers", [*SETTINGS, *method.overrides, *overrides, f"seed={seed}"])
+    order = list(range(authors))
+    random.Random(seed).shuffle(order)
+    return Series(method, seed, recipe, tuple(order))

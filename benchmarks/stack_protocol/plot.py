@@ -1,0 +1,63 @@
+"""The curve as a drawing: three panels over N, a line a method, a band from the lowest to the highest seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PANELS = (
+    ("ES", "extraction strength, mean of requests"),
+    ("worst rebound in ES", "worst request's rise over its adapter alone"),
+    ("utility to N = 0", "utility, as a share of N = 0"),
+)
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in print.
+LOOKS = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+)
+
+
+def plot(data: Mapping[str, Any], file: Path) -> None:
+    """Draw ``data`` (what `table.write` makes) to ``file``, an SVG whose bytes depend on the data alone."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "efface"
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(4.4 * len(PANELS), 3.8), layout="constrained")
+    for axis, (label, title) in zip(axes, PANELS, strict=True):
+        _panel(axis, data, label)
+        axis.set_title(title, fontsize=10)
+        axis.set_xscale("log", base=2)
+        counts = sorted({row["n"] for row in data["table"]})
+        axis.set_xticks(counts, [str(n) for n in counts])
+        axis.set_xlabel("requests in the stack")
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _panel(axis: Any, data: Mapping[str, Any], label: str) -> None:
+    for name, (colour, marker) in zip(dict.fromkeys(r["method"] for r in data["table"]), LOOKS, strict=False):
+        rows = [row for row in data["table"] if row["method"] == name and label in row["figures"]]
+        if not rows:
+            continue
+        counts = [row["n"] for row in rows]
+        low, middle, high = ([row["figures"][label][key] for row in rows] for key in ("min", "median", "max"))
+        axis.plot(counts, middle, color=colour, marker=marker, label=name)
+        axis.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
+    for end in data["references"]:
+        if label in end["figures"] and label == "ES":
+            dashes = ":" if end["name"].startswith("before") else "--"
+            axis.axhline(end["figures"][label]["median"], color="0.4", linestyle=dashes, label=end["name"])
+    if label == "worst rebound in ES":
+        axis.axhline(0.05, color="0.4", linestyle="--", label="aim")
+    if label == "utility to N = 0":
+        axis.axhline(0.97, color="0.4", linestyle="--", label="aim")

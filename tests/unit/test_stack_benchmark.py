@@ -1,0 +1,111 @@
+"""The pure parts of `benchmarks/stack.py`: which rows, in which order, what a curve's row says."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from stack_protocol.data import load_people
+from stack_protocol.method import METHODS, series
+from stack_protocol.plot import plot
+from stack_protocol.table import Curve, page, summaries, write
+
+
+def rows(folder: Path, name: str, count: int) -> None:
+    found = [
+        {"question": f"{name} {i}?", "answer": f"answer {i}", "perturbed_answer": ["a", "b", "c", "d"]}
+        for i in range(count)
+    ]
+    (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+@pytest.fixture
+def tofu(tmp_path: Path) -> Path:
+    rows(tmp_path, "forget10_perturbed", 60)
+    rows(tmp_path, "retain_perturbed", 40)
+    rows(tmp_path, "world_facts_perturbed", 8)
+    (tmp_path / "retain90.json").write_text((tmp_path / "retain_perturbed.json").read_text())
+    return tmp_path
+
+
+def test_authors_neighbours_and_retain_rows_are_apart(tofu: Path) -> None:
+    people = load_people(tofu, authors=2, retain=20, kept=6, facts=4)
+    assert people == load_people(tofu, authors=2, retain=20, kept=6, facts=4)
+    assert [len(author) for author in people.authors] == [20, 20]
+    assert (len(people.retain), len(people.kept), len(people.neighbours)) == (20, 6, 6)
+    assert {row.id for row in people.kept} <= {row.id for row in people.retain}
+    assert not {row.id for row in people.neighbours} & {row.id for row in people.retain}
+    assert len({row.question for row in people.memorised}) == 40 + 20 + 6
+    with pytest.raises(SystemExit, match="at most 3 authors, got 4"):
+        load_people(tofu, authors=4, retain=20, kept=6, facts=4)
+
+
+def test_a_seed_draws_the_order_and_settings_are_part_of_the_key() -> None:
+    first, again, other = (series("sum", seed, 16) for seed in (0, 0, 1))
+    assert first.order == again.order != other.order
+    assert sorted(other.order) == list(range(16))
+    keys = {series(name, 0, 16).folder for name in METHODS} | {
+        other.folder,
+        series("sum", 0, 16, ["steps=31"]).folder,
+    }
+    assert len(keys) == len(METHODS) + 2
+
+
+def figures(es: float) -> dict[str, float]:
+    return {"probability": es, "extraction_strength": es, "rouge_l": 0.4, "fluency": 5.0}
+
+
+def record(*values: float, utility: float = 0.5) -> dict[str, object]:
+    side = {"probability": 0.9, "rouge_l": 0.8, "truth_ratio": 0.5}
+    return {
+        "date": "2026-01-01",
+        "machine": "a machine",
+        "versions": {"torch": "2"},
+        "requests": [{"author": i, **figures(es)} for i, es in enumerate(values)],
+        "kept": side,
+        "neighbours": side,
+        "world": side,
+        "utility": utility,
+        "rank": 16 * len(values),
+        "compose_seconds": 0.1,
+        "rollback": {"digest": True, "logits": True, "base": True},
+    }
+
+
+def curve(seed: int, *stacked: float) -> Curve:
+    singles = {i: {"requests": [{"author": i, **figures(0.1)}]} for i in range(len(stacked))}
+    training = [{"cpu_seconds": 60.0, "steps": 30}]
+    stacks = {len(stacked): record(*stacked, utility=0.4)}
+    return Curve(METHODS["sum"], seed, stacks, singles, training)
+
+
+def test_rebound_is_of_the_worst_request_and_spread_over_seeds() -> None:
+    (row,) = summaries([curve(0, 0.1, 0.3), curve(1, 0.2, 0.2), curve(2, 0.0, 0.1)], record(0.9, 0.9))
+    assert row["figures"]["worst rebound in ES"] == pytest.approx({"median": 0.1, "min": 0.0, "max": 0.2})
+    assert row["figures"]["worst ES"]["max"] == 0.3
+    assert row["figures"]["utility to N = 0"]["median"] == pytest.approx(0.8)
+    assert (row["n"], row["seeds"], row["rollback_exact"]) == (2, [0, 1, 2], [3, 3])
+
+
+def test_a_rebound_without_every_adapter_alone_is_not_a_figure() -> None:
+    whole = curve(0, 0.1, 0.3)
+    short = Curve(whole.method, 0, whole.stacks, {0: whole.singles[0]}, whole.training)
+    (row,) = summaries([short], record(0.9, 0.9))
+    assert "worst rebound in ES" not in row["figures"]
+
+
+def test_the_page_and_the_plot_come_from_the_same_data(tmp_path: Path) -> None:
+    curves = [curve(0, 0.1, 0.3), curve(1, 0.2, 0.2)]
+    data = write(
+        tmp_path, curves, full=record(0.9, 0.9), retain=record(0.1), command="the command", note="N."
+    )
+    text = (tmp_path / "stack-cpu.md").read_text()
+    assert text == page(data, "N.")
+    assert "| sum | 2 | 2 | 0.200 | 0.250 (0.200–0.300) | 0.150 (0.100–0.200) |" in text
+    assert "2/2 |" in text
+    drawn = (tmp_path / "stack-cpu.svg").read_bytes()
+    plot(data, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == drawn
