@@ -4,6 +4,7 @@ Read `objectives/` (the losses), `logprobs.py` and `encode.py` (what they are fu
 then `compose.py` (the exact stack) and `model.py` (bases, their precision and fingerprint).
 """
 
+from .apart import initialise_null_space
 from .checkpoint import Checkpoints
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
 from .encode import (
@@ -38,7 +39,7 @@ from .objectives import OBJECTIVES, npo, retain_nll, simnpo
 from .peft_config import AdapterConfig
 from .probing import ProbeReport
 from .reference import ReferenceCache
-from .settings import Constraint, StopRules, TrainSettings
+from .settings import Constraint, Stacking, StopRules, TrainSettings
 from .tensors import digest_bytes, digest_file
 from .trainer import train
 from .truncate import Truncation, require_context
@@ -72,6 +73,7 @@ __all__ = [
     "Quantization",
     "ReferenceCache",
     "Stack",
+    "Stacking",
     "StepReport",
     "StopRules",
     "TrainResult",
@@ -92,6 +94,7 @@ __all__ = [
     "fetch_model",
     "focus",
     "greedy",
+    "initialise_null_space",
     "load",
     "load_base",
     "npo",

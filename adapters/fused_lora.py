@@ -80,7 +80,7 @@ class _LoraLinear(torch.autograd.Function):
         x, low, a, b = ctx.saved_tensors
         rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_low = grad @ (b * ctx.scaling).to(x.dtype)
-        grad_a = (grad_low.t() @ rows).to(a.dtype)
+        grad_a = (grad_low.t() @ rows).to(a.dtype) if ctx.needs_input_grad[1] else None
         grad_b = (grad.t() @ low).to(b.dtype) * ctx.scaling
         if not ctx.needs_input_grad[0]:
             return None, grad_a, grad_b, None, None

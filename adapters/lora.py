@@ -25,7 +25,7 @@ from .lora_files import CONFIG_NAME, WEIGHTS_NAME
 from .peft_config import AdapterConfig, config_bytes
 from .tensors import safetensors_bytes, write_atomic
 
-Initialisation = Literal["default", "fila"]
+Initialisation = Literal["default", "fila", "null_space"]
 
 # The adapter in training, the frozen one that it is stacked on, and the frozen start that it is a difference to.
 TRAINED, STACKED, ANCHOR = "default", "stacked", "anchor"
@@ -51,7 +51,7 @@ def attach(
     """
     _require_targets(model, targets)
     if stacked_on is not None:
-        _require_fit(model, read_adapter(stacked_on))
+        require_fit(model, read_adapter(stacked_on))
     torch.manual_seed(seed)
     config = LoraConfig(
         r=rank,
@@ -90,7 +90,7 @@ def load(model: PreTrainedModel, folder: Path, *, name: str = "efface") -> PeftM
     Raises :class:`InvalidAdapter` for a broken folder, and :class:`BaseMismatch` for one whose layers are not
     the model's, before ``model`` is touched: PEFT would leave half-loaded layers on it.
     """
-    _require_fit(model, read_adapter(folder))
+    require_fit(model, read_adapter(folder))
     loaded = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     loaded.eval()
     assert_unmerged(loaded)
@@ -242,7 +242,8 @@ def _require_targets(model: torch.nn.Module, targets: str | Sequence[str]) -> No
         )
 
 
-def _require_fit(model: torch.nn.Module, adapter: AdapterFolder) -> None:
+def require_fit(model: torch.nn.Module, adapter: AdapterFolder) -> None:
+    """Raise :class:`BaseMismatch` unless ``model`` has each layer of ``adapter``, in its size."""
     layers: dict[str, Any] = dict(model.named_modules())
     for name, lora in adapter.modules.items():
         layer = layers.get(name)

@@ -56,6 +56,22 @@ class StopRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Stacking:
+    """What a run does so that its adapter adds up with others; all off by default. See `train` for who they are.
+
+    ``orthogonal`` and ``orthogonal_outputs``: weights of the penalties of `efface.adapters.apart` on A and on B.
+    ``freeze_a``: train B alone. ``company``: the share of steps in which a random draw of the others is on (see
+    `efface.adapters.company`), each draw for ``company_every`` steps.
+    """
+
+    orthogonal: float = 0.0
+    orthogonal_outputs: float = 0.0
+    freeze_a: bool = False
+    company: float = 0.0
+    company_every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSettings:
     """Everything that decides the weights besides data and base. The loss is ``gamma*forget + alpha*retain``.
 
@@ -88,6 +104,7 @@ class TrainSettings:
     length_buckets: bool = True
     gradient_checkpointing: bool = False
     stop: StopRules | None = None
+    stacking: Stacking = field(default_factory=Stacking)
     seed: int = 0
 
     @property
@@ -132,6 +149,7 @@ def _names(s: TrainSettings) -> Iterator[str]:
 
 def _numbers(s: TrainSettings) -> Iterator[str]:
     counts = {"steps": s.steps, "forget_batch": s.forget_batch, "accumulation": s.accumulation}
+    counts["stacking.company_every"] = s.stacking.company_every
     counts |= {"alternates": s.alternates} | ({"retain_batch": s.retain_batch} if s.reads_retain else {})
     stop = s.stop
     if stop is not None:
@@ -146,6 +164,8 @@ def _numbers(s: TrainSettings) -> Iterator[str]:
         "skip_first": s.skip_first,
         "weight_decay": s.weight_decay,
         "layer": s.layer,
+        "stacking.orthogonal": s.stacking.orthogonal,
+        "stacking.orthogonal_outputs": s.stacking.orthogonal_outputs,
     }
     if s.constraint is not None:
         weights["constraint.weight"] = s.constraint.weight
@@ -167,6 +187,10 @@ def _agreement(s: TrainSettings) -> Iterator[str]:
         yield f"a constraint bounds the retain NLL: expected retain_term nll, got {s.retain_term}"
     if s.alternates > 1 and s.objective in FORGET_OBJECTIVES and s.objective != "altpo":
         yield f"expected alternates=1 with {s.objective}, got {s.alternates}: only altpo takes several at once"
+    if not 0 <= s.stacking.company <= 1:
+        yield f"expected stacking.company, a share of steps, from 0 to 1, got {s.stacking.company}"
+    if s.stacking.freeze_a and s.stacking.orthogonal:
+        yield "a frozen A cannot follow stacking.orthogonal: expected one of the two, with freeze_a it is 0"
     if not 0 <= s.seed < 2**32 - 8:
         yield f"expected a seed from 0 to {2**32 - 9}, got {s.seed}"
     known = (

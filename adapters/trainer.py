@@ -24,6 +24,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .answers import answers
+from .beside import beside, standing
 from .checkpoint import (
     WEIGHTS,
     Checkpoints,
@@ -59,6 +60,8 @@ def train(
     alternates: Alternates | None = None,
     cache: ReferenceCache | None = None,
     after: TrainResult | None = None,
+    apart_from: Sequence[Path] = (),
+    company: Sequence[Path] = (),
     checkpoints: Checkpoints | None = None,
     report_to: str = "none",
     callbacks: Sequence[TrainerCallback] = (),
@@ -69,8 +72,9 @@ def train(
 
     ``alternates``: other answers to each forget row, for the objectives that prefer one. ``cache``: what this
     model's reference policy was asked before. ``after``: the first of the runs that this one goes on from: budgets
-    and the constraint's bound are held against where that one began. ``callbacks``: any of transformers';
-    ``on_step`` hears each step as it happens.
+    and the constraint's bound are held against where that one began. ``apart_from`` and ``company``: PEFT folders of
+    the adapters that ``settings.stacking`` keeps this one apart from, and trains it beside. ``callbacks``: any of
+    transformers'; ``on_step`` hears each step as it happens.
 
     Raises :class:`TrainingError` for data or settings that cannot be meant, before anything changes; for a loss
     or gradient that is not finite (naming the rows; the newest checkpoint is good), a first step whose gradients
@@ -83,6 +87,7 @@ def train(
     _check_rows(forget, retain, alternates, settings)
     rows, others = _skipped(forget, alternates if settings.needs_alternates else None, settings.skip_first)
     steps = Steps(rows, retain, settings, others)
+    stack = beside(model, settings, apart_from, company)
     started = time.monotonic()
     if checkpoints is not None:
         if not checkpoints.resume:
@@ -93,6 +98,7 @@ def train(
     with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch, _checkpointing(model, settings):
         folder = checkpoints.folder if checkpoints else Path(scratch)
         run = _prepare(model, steps, rows, tuple(retain), settings, pad_id, eos_id, cache, checkpoints, after)
+        run.others = stack
         trainer = UnlearnTrainer(
             model=model,
             args=_arguments(settings, folder, report_to, checkpoints, model.device),
@@ -105,7 +111,7 @@ def train(
         trainer.remove_callback(ProgressCallback)
         resumed = newest(checkpoints) if checkpoints and checkpoints.resume else None
         try:
-            with interruptible(run), memory_named(settings), fast(model):
+            with interruptible(run), memory_named(settings), fast(model), standing(model, stack):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         except TrainingError as error:
             raise _with_checkpoint(error, checkpoints) from error
@@ -143,6 +149,7 @@ class UnlearnTrainer(Trainer):
     ) -> Tensor:
         """One forward over forget, alternate and retain rows together, then the pure losses."""
         step, run = inputs["step"], self._run
+        run.others.step(self.state.global_step)
         found = losses(
             answers(model, [*step.forget, *step.alternates, *step.retain], run.pad_id, layer=run.layer),
             step,
@@ -150,6 +157,7 @@ class UnlearnTrainer(Trainer):
             run.settings,
             run.dual,
         )
+        found = replace(found, total=run.others.added_to(found.total))
         run.measured(step, found, self.state.global_step + 1)
         return found.total
 

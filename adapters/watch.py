@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback
 
+from .beside import Beside
 from .checkpoint import (
     BEST,
     Checkpoints,
@@ -82,6 +83,7 @@ class Run:
     reports: list[StepReport] = field(default_factory=list)
     probes: list[ProbeReport] = field(default_factory=list)
     origin: ProbeReport | None = None
+    others: Beside = field(default_factory=Beside)
     best: dict[str, Tensor] | None = None
     best_step: int = 0
     stopped: Stopped = "steps"
@@ -107,7 +109,8 @@ class Run:
         self.forwards.append(replace(found, total=found.total.detach()))
 
     def step_ended(self, number: int) -> StepReport:
-        """The report of a whole step, its forwards averaged; moves the dual variable."""
+        """The report of a whole step, its forwards averaged; moves the dual variable, ends its company."""
+        self.others.rest()
         n, forwards = len(self.forwards), self.forwards
         report = StepReport(
             number,

@@ -32,6 +32,7 @@ from ..adapters.settings import (
     Optimizer,
     RetainTerm,
     Schedule,
+    Stacking,
     StopRules,
     TrainSettings,
     check_settings,
@@ -85,6 +86,18 @@ class Stop(BaseModel):
     patience: Count = 2
 
 
+class Stacks(BaseModel):
+    """`efface.adapters.Stacking`, checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    orthogonal: Weight = 0.0
+    orthogonal_outputs: Weight = 0.0
+    freeze_a: bool = False
+    company: Share = 0.0
+    company_every: Count = 1
+
+
 class Recipe(BaseModel):
     """How one request is trained and audited. Unknown keys are errors."""
 
@@ -110,6 +123,9 @@ class Recipe(BaseModel):
     weight_decay: Weight = 0.0
     steps: Count = 40
     stop: Stop | None = Field(None, description="when to end a round early, and which step to keep")
+    stacking: Stacks = Field(
+        default_factory=Stacks, description="training beside the registered adapters; off by default"
+    )
     rounds: Count = Field(
         1,
         le=8,
@@ -182,8 +198,23 @@ class Recipe(BaseModel):
     @property
     def digest(self) -> str:
         """``sha256:<hex>`` of the effective values, whatever file or ``--set`` they came from."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.values(), sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def values(self) -> dict[str, Any]:
+        """The effective values as JSON. ``stacking`` only where it asks for something: it came later, and recipes from
+        before keep their digest."""
+        return self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
+
+    @property
+    def penalised(self) -> bool:
+        """Whether training pays for using what registered adapters use."""
+        return self.stacking.orthogonal > 0 or self.stacking.orthogonal_outputs > 0
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether training looks at the subspaces of registered adapters at all."""
+        return self.penalised or self.initialisation == "null_space"
 
     @property
     def total_steps(self) -> int:
@@ -195,6 +226,7 @@ class Recipe(BaseModel):
         values = {name: getattr(self, name) for name in TrainSettings.__dataclass_fields__}
         values["constraint"] = Constraint(**self.constraint.model_dump()) if self.constraint else None
         values["stop"] = StopRules(**self.stop.model_dump()) if self.stop else None
+        values["stacking"] = Stacking(**self.stacking.model_dump())
         first = TrainSettings(**values)
         if round_index == 0:
             return first
@@ -300,7 +332,15 @@ def _problem(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
         return f"`{place or 'recipe'}`: {detail['msg']}, got {detail.get('input')!r}"
-    key, models = str(detail["loc"][-1]), {"gates": Thresholds, "stop": Stop, "constraint": Bound}
+    key, models = (
+        str(detail["loc"][-1]),
+        {
+            "gates": Thresholds,
+            "stop": Stop,
+            "constraint": Bound,
+            "stacking": Stacks,
+        },
+    )
     model = models.get(detail["loc"][0], Recipe) if len(detail["loc"]) > 1 else Recipe
     if model is Recipe and any(key in OBJECTIVES[name].defaults for name in FORGET_OBJECTIVES):
         return f"`{place}` is not a key; did you mean `parameters.{key}`?"

@@ -19,6 +19,7 @@ from ..adapters import (
     TrainResult,
     attach,
     detach,
+    initialise_null_space,
     prompt_ids,
     save,
     train,
@@ -29,6 +30,7 @@ from ..adapters.trainer import memory_named
 from ..audits import answer_rows
 from .alternates import by_id, inherit
 from .bench import Bench
+from .beside import Beside
 from .data import RequestData
 from .prepare import TrainingRows, forget_rows, telling
 from .progress import Progress
@@ -61,6 +63,7 @@ def train_adapter(
     progress: Progress,
     *,
     stacked: Stacked | None = None,
+    beside: Beside | None = None,
     work: Workplace | None = None,
     report_to: str = "none",
     callbacks: Sequence[TrainerCallback] = (),
@@ -69,7 +72,7 @@ def train_adapter(
 
     One result a round. Raises what `train` raises; what was trained before an interruption is in ``work``.
     """
-    targets = recipe.target_modules
+    beside, targets = beside or Beside(), recipe.target_modules
     model = attach(
         bench.base.model,
         rank=recipe.rank,
@@ -87,7 +90,11 @@ def train_adapter(
             pad = pad_id(bench.base.tokenizer)
             with memory_named(recipe.train_settings()):
                 initialise_fila(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
-        results = _rounds(bench, model, data, rows, recipe, progress, cache, work, report_to, callbacks)
+        if recipe.initialisation == "null_space":
+            initialise_null_space(model, list(beside.apart_from.values()))
+        results = _rounds(
+            bench, model, data, rows, recipe, progress, cache, beside, work, report_to, callbacks
+        )
         save(model, folder, base=bench.base.fingerprint.digest)
     finally:
         detach(model)
@@ -102,6 +109,7 @@ def _rounds(
     recipe: Recipe,
     progress: Progress,
     cache: ReferenceCache,
+    beside: Beside,
     work: Workplace | None,
     report_to: str,
     callbacks: Sequence[TrainerCallback],
@@ -127,7 +135,9 @@ def _rounds(
             alternates=alternates,
             cache=cache,
             after=results[0] if results else None,
-            checkpoints=_checkpoints(work, number, cache.policy, recipe, forget, rows),
+            apart_from=list(beside.apart_from.values()) if recipe.penalised else (),
+            company=list(beside.company.values()),
+            checkpoints=_checkpoints(work, number, cache.policy, beside, recipe, forget, rows),
             report_to=report_to,
             callbacks=callbacks,
             on_step=listen,
@@ -167,6 +177,7 @@ def _checkpoints(
     work: Workplace | None,
     number: int,
     policy: str,
+    beside: Beside,
     recipe: Recipe,
     forget: Sequence[Encoded],
     rows: TrainingRows,
@@ -175,6 +186,6 @@ def _checkpoints(
     if work is None:
         return None
     decides = (version("efface"), version("torch"), recipe.digest, policy, number, tuple(forget), rows.retain)
-    decides += (sorted(rows.alternates.items(), key=repr),)
+    decides += (sorted(rows.alternates.items(), key=repr), beside.digests)
     key = f"sha256:{hashlib.sha256(repr(decides).encode()).hexdigest()}"
     return Checkpoints(work.folder / f"round-{number}", key, work.every, work.resume)

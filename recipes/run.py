@@ -38,6 +38,8 @@ from ..registry import (
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, record, request_data
 from .bench import Bench, encode_probes
+from .beside import Beside, registered
+from .beside import facts as beside_facts
 from .data import RequestData
 from .errors import RequestError
 from .prepare import TrainingRows, probes, training_rows
@@ -154,6 +156,7 @@ def _unlearn(
     known = audit_rows(registry, active)
     asked, data = known.requests, known.requests[request_id]
     others = _others(registry, request_id)
+    beside = registered(registry, request_id, bench, recipe, on)
     rows = training_rows(
         bench,
         data,
@@ -175,6 +178,7 @@ def _unlearn(
             scratch / "adapter",
             progress,
             stacked=_stacked(registry, on, scratch / "below"),
+            beside=beside,
             work=work,
             report_to=report_to,
             callbacks=callbacks,
@@ -187,7 +191,7 @@ def _unlearn(
             base=bench.base.fingerprint.digest,
             quantization=recipe.quantization,
             request_ids=[request_id],
-            facts=_facts(recipe, rows, rounds, tuple(others)),
+            facts=_facts(recipe, rows, rounds, tuple(others), beside),
             trained_on=on.digest if on else None,
             actor=actor,
         )
@@ -246,7 +250,11 @@ def _require_trainable(request: ForgetRequest) -> None:
 
 
 def _facts(
-    recipe: Recipe, rows: TrainingRows, rounds: Sequence[TrainResult], others: Sequence[str]
+    recipe: Recipe,
+    rows: TrainingRows,
+    rounds: Sequence[TrainResult],
+    others: Sequence[str],
+    beside: Beside,
 ) -> dict[str, JSON]:
     """What the manifest says of the training; no text of any row.
 
@@ -259,7 +267,7 @@ def _facts(
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
         "rank": recipe.rank,
-        "settings": recipe.model_dump(mode="json"),
+        "settings": recipe.values(),
         "rounds": recipe.rounds,
         "steps": len(steps),
         "stopped": [result.stopped for result in rounds],
@@ -271,6 +279,7 @@ def _facts(
         "retain_rows_without_an_answer_left_out": list(rows.unanswered),
         "scope_kept_out_of": list(others),
         "last_step": {key: round(value, 6) for key, value in asdict(steps[-1]).items()},
+        **beside_facts(beside, recipe),
     }
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import efface.recipes.recipe as home
-from efface.adapters.settings import FORGET_OBJECTIVES, Constraint, StopRules, TrainSettings
+from efface.adapters.settings import FORGET_OBJECTIVES, Constraint, Stacking, StopRules, TrainSettings
 from efface.audits import Thresholds
 from efface.recipes import InvalidRecipe, Recipe, load_recipe, shipped_recipes
 
@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {  # a valid value of each key that is not its default
     "optimizer": "adamw_8bit",
     "weight_decay": 0.1,
     "stop": {"forget_probability": 0.1},
+    "stacking": {"orthogonal": 0.5, "company": 0.25},
     "accumulation": 2,
     "length_buckets": False,
     "gradient_checkpointing": True,
@@ -93,6 +94,7 @@ def test_a_recipe_can_say_all_that_the_trainer_takes() -> None:
     names = TrainSettings.__dataclass_fields__
     expected = {name: stated[name] for name in names}
     expected |= {"constraint": Constraint(slack=1.5), "stop": StopRules(forget_probability=0.1)}
+    expected["stacking"] = Stacking(orthogonal=0.5, company=0.25)
     assert {name: getattr(settings, name) for name in names} == expected
 
 
@@ -248,6 +250,9 @@ def test_a_number_is_a_number_however_it_is_written(rate: float) -> None:
         ("objective=simnop", "did you mean 'simnpo'"),
         ("parameters.betta=1", "unknown parameter of npo 'betta': beta exist; did you mean 'beta'?"),
         ("stop.everry=1", "did you mean `every`"),
+        ("stacking.compny=1", "did you mean `company`"),
+        ("stacking.company=2", "`stacking.company`"),
+        ("stacking={freeze_a: true, orthogonal: 1}", "a frozen A cannot follow stacking.orthogonal"),
         ("constraint.slak=1", "did you mean `slack`"),
         ("steps=many", "`steps`"),
         ("steps=", "`steps`"),
@@ -331,6 +336,23 @@ def test_the_digest_changes_with_any_value(key: str) -> None:
     changed = Recipe(**{"name": "a", "objective": "altpo", key: OTHER[key]})
     assert getattr(changed, key) != getattr(default, key)
     assert changed.digest != default.digest
+
+
+def test_a_recipe_without_stacking_keeps_the_digest_that_it_had_before_there_was_any() -> None:
+    """Adapters name it in their manifests."""
+    assert load_recipe("npo").digest.startswith("sha256:599425dea35b")
+    assert load_recipe("simnpo").digest.startswith("sha256:7e1b113239a8")
+    stated = load_recipe("npo", ["stacking.company=0", "stacking.freeze_a=false"])
+    assert stated.digest == load_recipe("npo").digest
+    assert "stacking" not in stated.values()
+
+
+@pytest.mark.parametrize("key", home.Stacks.model_fields)
+def test_the_digest_changes_with_any_part_of_stacking(key: str) -> None:
+    value = {"freeze_a": "true", "company_every": "2"}.get(key, "1")
+    changed = load_recipe("npo", [f"stacking.{key}={value}"])
+    assert changed.digest != load_recipe("npo").digest
+    assert changed.values()["stacking"][key] == getattr(changed.train_settings().stacking, key)
 
 
 @pytest.mark.parametrize("gate", Thresholds.model_fields)
