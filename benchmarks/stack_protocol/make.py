@@ -12,7 +12,19 @@ from pathlib import Path
 
 from tofu_protocol.data import Row
 
-from efface.adapters import Base, Encoded, Part, ReferenceCache, attach, compose, detach, encode, save, train
+from efface.adapters import (
+    Base,
+    Encoded,
+    Part,
+    ReferenceCache,
+    attach,
+    compose,
+    detach,
+    encode,
+    initialise_null_space,
+    save,
+    train,
+)
 from efface.adapters.encode import eos_id, pad_id
 
 from .data import People
@@ -44,19 +56,19 @@ def members(bench: Bench, series: Series, count: int) -> list[Path]:
         return [_made(bench, series, f"together-{count}", series.order[:count], ())]
     found: list[Path] = []
     for author in series.order[:count]:
-        below = found if series.method.kind == "sequential" else ()
-        found.append(_made(bench, series, f"author-{author:02d}", (author,), below))
+        found.append(_made(bench, series, f"author-{author:02d}", (author,), tuple(found)))
     return found
 
 
-def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], below: Sequence[Path]) -> Path:
+def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], before: Sequence[Path]) -> Path:
     folder = bench.folder(series) / name
     if (folder / "training.json").is_file():
         return folder
     scratch = folder.with_name(f".{name}")
     shutil.rmtree(scratch, ignore_errors=True)
+    below = before if series.method.kind == "sequential" else ()
     stacked = compose([Part(path) for path in below], scratch / "below").path if below else None
-    facts = _train(bench, series, authors, stacked, scratch / "adapter")
+    facts = _train(bench, series, authors, stacked, before, scratch / "adapter")
     shutil.rmtree(scratch / "below", ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (scratch / "adapter").rename(folder)
@@ -67,7 +79,12 @@ def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], below
 
 
 def _train(
-    bench: Bench, series: Series, authors: Sequence[int], stacked: Path | None, out: Path
+    bench: Bench,
+    series: Series,
+    authors: Sequence[int],
+    stacked: Path | None,
+    before: Sequence[Path],
+    out: Path,
 ) -> dict[str, object]:
     base, recipe = bench.base, series.recipe
     settings = replace(recipe.train_settings(), steps=min(recipe.steps * len(authors), MOST_STEPS))
@@ -84,6 +101,8 @@ def _train(
     cache = bench.references.setdefault(policy, ReferenceCache(policy)) if stacked is None else None
     started, cpu = time.monotonic(), time.process_time()
     try:
+        if recipe.initialisation == "null_space":
+            initialise_null_space(model, before)
         result = train(
             model,
             _encoded(base, forget),
@@ -92,6 +111,8 @@ def _train(
             pad_id=pad_id(base.tokenizer),
             eos_id=eos_id(base.tokenizer),
             cache=cache,
+            apart_from=before if recipe.penalised else (),
+            company=before if recipe.stacking.company else (),
         )
         save(model, out, base=base.fingerprint.digest)
     finally:

@@ -24,7 +24,8 @@ class Method:
 
     ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
     request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
-    ``overrides``: recipe settings of this method alone.
+    ``overrides``: recipe settings of this method alone; where they look at registered adapters, those are the ones
+    before it in the order.
     """
 
     name: str
@@ -40,6 +41,24 @@ METHODS = {
         Method("sum", "independent", about="trained apart, summed"),
         Method(
             "leaky", "independent", excluded=False, about="the same, the others' rows among the retain rows"
+        ),
+        Method(
+            "penalty",
+            "independent",
+            overrides=("stacking.orthogonal=1.0", "stacking.orthogonal_outputs=1.0"),
+            about="sum, kept apart from those before by a penalty on A and B (O-LoRA)",
+        ),
+        Method(
+            "null-space",
+            "independent",
+            overrides=("initialisation=null_space", "stacking.freeze_a=true"),
+            about="sum, A frozen in the null space of those before",
+        ),
+        Method(
+            "company",
+            "independent",
+            overrides=("stacking.company=0.5",),
+            about="sum, a random draw of those before on in half of the steps",
         ),
         Method("sequential", "sequential", about="each on top of those before"),
         Method("together", "together", about="one adapter for all N, trained anew for every N"),
