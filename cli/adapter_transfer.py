@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..registry import InvalidInput, Registry, get_adapter, get_request, seal_adapter
+from ..registry.requests import check_accepted
 from .card_facts import card_facts
 from .options import (
     DEFAULT_ACTOR,
@@ -92,7 +93,7 @@ def import_(
     where = parse_target(source)
     with Registry.open(registry) as reg, TemporaryDirectory(prefix="efface-import-") as scratch:
         for request_id in request:
-            get_request(reg, request_id)
+            check_accepted(get_request(reg, request_id))
         folder = Path(scratch) / "adapter"
         origin, stated = _fetch(where, folder)
         base = _checked_base(folder, model, quantization, stated)

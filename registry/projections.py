@@ -29,6 +29,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "attestation.recorded": fold_records.attested,
     "key.added": fold_records.key_added,
     "key.revoked": fold_records.key_revoked,
+    "checkpoint.signed": fold_records.checkpoint_signed,
     "release.candidate": fold_releases.candidate,
 }
 _MOVERS: Mapping[str, Handler] = {

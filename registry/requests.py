@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from . import checks, deadlines, durable, ledger, states
 from .canon import JSON, timestamp
-from .errors import BrokenRegistry, InvalidInput, NotFound
+from .errors import BrokenRegistry, Conflict, InvalidInput, NotFound
 from .registry import Registry, Writer
 from .tables import Row, Tables
 from .types import Basis, ForgetRequest
@@ -19,6 +19,8 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 STEPS_BY_HAND = ("VERIFIED", "ACCEPTED", "REFUSED", "WITHDRAWN", "AUDITED")
 """What a person decides. TRAINED, RELEASED and REOPENED follow from sealing and releasing; SHREDDED and CLOSED have
 calls of their own (`shred_request`, `close_request`)."""
+LEGAL_BASES: tuple[Basis, ...] = (*deadlines.PRIVACY_BASES, "copyright")
+"""Bases on which somebody has a right to an answer: who asks is verified, and the request accepted, by a person."""
 _NEEDS_REASON = ("REFUSED", "WITHDRAWN")
 
 
@@ -149,9 +151,26 @@ def extend_request(reg: Registry, request_id: str, *, months: int, reason: str, 
 
 
 def advance(tx: Writer, request_id: str, to: str, body: Mapping[str, JSON]) -> None:
-    """Append every step from a request's state to `to`; none when it is there. Raises Conflict."""
-    for state in states.path("request", load(tx.db, request_id).state, to):
+    """Append every step from a request's state to `to`; none when it is there.
+
+    Raises Conflict, also where a step is for a person to take (`check_accepted`).
+    """
+    request = load(tx.db, request_id)
+    check_accepted(request)
+    for state in states.path("request", request.state, to):
         ledger.append(tx, f"request.{state.lower()}", request_id, body)
+
+
+def check_accepted(request: ForgetRequest) -> None:
+    """Raise Conflict for a request on a legal basis (`LEGAL_BASES`) that nobody has verified and accepted yet.
+
+    A `safety` or `test` request is the operator's own: training and releasing walk it through those states.
+    """
+    if request.basis not in LEGAL_BASES or request.state not in ("RECEIVED", "VERIFIED"):
+        return
+    commands = [f"efface request {verb} {request.id}" for verb in ("verify", "accept")]
+    then = f"Decide on it first: {' && '.join(commands[request.state == 'VERIFIED' :])}"
+    raise Conflict(f"{request.id} ({request.basis}) verified and accepted by a person", request.state, then)
 
 
 def load(db: Tables, request_id: str) -> ForgetRequest:
