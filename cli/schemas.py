@@ -65,6 +65,8 @@ VERBS: dict[str, Any] = {
     "vault show": acts.VaultRecord,
     "vault rotate": acts.RotateRecord,
     "vault drop-key-file": acts.DropRecord,
+    "vault drop-orphans": acts.OrphansRecord,
+    "vault bind": acts.BindRecord,
     "log": list[things.EventRecord],
     "verify": acts.VerifyRecord,
     "gc": acts.GcRecord,

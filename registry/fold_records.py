@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import checks, states, trust
+from . import checks, states, trust, vault_binding, vault_id
 from .canon import canonical, parse
 from .errors import BrokenRegistry
 from .tables import Tables, need
@@ -109,6 +109,12 @@ def checkpoint_signed(_db: Tables, event: Event, body: Mapping[str, Any]) -> Non
         raise BrokenRegistry("the checkpoint of the events before", "another one", "Run `efface verify`.")
     for name, digest in body.items():
         checks.digest(digest, name)
+
+
+def vault_bound(_db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """Which vault holds the rows from here on. It makes no row."""
+    if event.subject_id != vault_binding.SUBJECT or not vault_id.well_formed(body["vault"]):
+        raise BrokenRegistry("the id of a vault", "something else", "Run `efface verify`.")
 
 
 def use_blobs(db: Tables, blobs: Iterable[Mapping[str, Any]]) -> None:

@@ -67,8 +67,9 @@ def make_checkpoint(
     """Sign the Merkle root of the ledger as it is now, store it, and record that as the next event.
 
     `origin` names the log (`example.com/efface`), the same each time. Where nothing but that event was appended since
-    the last one, that one is returned. Raises KeyRefused for a key that the registry does not trust as `log`, Conflict for another
-    origin than before, BrokenRegistry when the last checkpoint is not of these events: a log never signs two stories.
+    the last one, that one is returned. Raises KeyRefused for a key that the registry does not trust as `log`, Conflict
+    for another origin than before, BrokenRegistry when the last checkpoint is not of these events: a log never signs
+    two stories.
     """
     public = signing.public_pem(private)
     with reg.write(actor) as tx:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from . import checks, deadlines, durable, ledger, states
+from . import checks, deadlines, durable, ledger, states, vault_binding
 from .canon import JSON, timestamp
 from .errors import BrokenRegistry, Conflict, InvalidInput, NotFound
 from .registry import Registry, Writer
@@ -37,19 +37,22 @@ def open_request(
     """Record a request to forget. `payload`, opaque bytes with the rows, goes encrypted into the vault only.
 
     The ledger holds a keyed commitment to the payload and, for `subject_ref` (who asked), a keyed hash by
-    which a repeat request is found. `received_at` defaults to now. On InvalidInput nothing is written.
+    which a repeat request is found. `received_at` defaults to now. On InvalidInput, and on Conflict where the vault
+    here is not the registry's (`vault_binding`), nothing is written.
 
     Under a ledger older than the vault, an entry with the new request's id is kept aside (`Vault.leftover`).
     """
     body = _opening(reg, basis, payload, n_items, subject_ref, received_at)
     with reg.write(actor) as tx:
-        reg.vault.keys.prepare()
+        vault = vault_binding.prepare(tx.db, reg.vault)
         request_id = f"req-{tx.db.count('forget_request') + 1:06d}"
         subject = None if subject_ref is None else reg.vault.subject(subject_ref)
         found = reg.vault.leftover(request_id, payload)
         try:
             commitment = found or reg.vault.put(request_id, payload)
-            ledger.append(tx, "request.received", request_id, {**body, "commitment": commitment})
+            ledger.append(
+                tx, "request.received", request_id, {**body, "commitment": commitment, "vault": vault}
+            )
             if subject is not None:
                 # An event of its own, so that evidence can be shown without it.
                 ledger.append(tx, "request.identified", request_id, {"subject_ref": subject})

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from proof_kit import ORIGIN, key_id, open_as_0_1_0, pem, private, signed_story
-from registry_kit import BASE, CANARY, answered, audited, contents, lora, release, seal, stack
+from registry_kit import BASE, CANARY, accept, answered, audited, contents, lora, release, seal, stack
 
 from efface.registry import (
     Conflict,
@@ -303,7 +303,7 @@ def test_nothing_of_rows_vault_weights_or_subject_is_in_it(told: Registry, tmp_p
     request = open_request(
         told, basis="gdpr17", payload=CANARY.encode(), n_items=1, subject_ref=SUBJECT, actor="ana"
     )
-    adapter = seal(told, lora(tmp_path / "weights", 3), [request.id])
+    adapter = seal(told, lora(tmp_path / "weights", 3), [accept(told, request.id)])
     release(told, stack([adapter]), "late")
     signed(told)
     made = export(told, tmp_path / NAME, request=request.id)

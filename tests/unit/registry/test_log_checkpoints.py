@@ -83,7 +83,11 @@ def test_it_is_the_next_event_and_twice_is_once(told: Registry) -> None:
 def test_an_event_of_another_checkpoint_is_no_event(told: Registry) -> None:
     made = make(told)
     body = recorded(made.checkpoint.root, made.envelope, made.note)
-    for size, changed in ((len(log(told)) - 1, body), (len(log(told)), {}), (len(log(told)), {**body, "x": 1})):
+    for size, changed in (
+        (len(log(told)) - 1, body),
+        (len(log(told)), {}),
+        (len(log(told)), {**body, "x": 1}),
+    ):
         with pytest.raises(BrokenRegistry), told.write("eve") as tx:
             ledger.append(tx, "checkpoint.signed", str(size), changed)
 
