@@ -70,6 +70,22 @@ class PushRecord(ExportRecord):
     release: ReleaseName
 
 
+EvidenceWord = Literal["none", "unsigned", "unknown-key", "trusted-key"]
+"""What stands behind a pulled release: no bundle, one that nobody signed whole, one signed by a key that nobody named,
+or by one that --key named."""
+
+
+class PullRecord(TypedDict):
+    """`release pull`: the adapter that was sealed, and what it was published as."""
+
+    adapter: AdapterRecord
+    release: ReleaseName
+    composition: str
+    audit: str | None
+    evidence: EvidenceWord
+    signed_by: list[str]
+
+
 class GcItemRecord(TypedDict):
     """One thing to delete, as it was when it was planned."""
 

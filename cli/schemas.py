@@ -47,6 +47,7 @@ VERBS: dict[str, Any] = {
     "release withdraw": things.ReleaseRecord,
     "release diff": things.DiffRecord,
     "release push": acts.PushRecord,
+    "release pull": acts.PullRecord,
     "audit run": acts.AuditRunRecord,
     "audit show": acts.AuditDocument | list[things.AuditRecord],
     "key generate": proofs.GeneratedKey,
