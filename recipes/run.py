@@ -85,9 +85,9 @@ def unlearn(
     recorded as trained on it. ``resume``: go on from the checkpoints that an interrupted call left in the
     registry's ``work`` folder (to the same adapter, bit for bit, on a CPU); without it they are dropped.
 
-    Raises `RequestError` for a request that cannot be trained now, `Conflict` for one on a legal basis that nobody has
-    verified and accepted (`efface.registry.requests.check_accepted`), before anything is loaded or trained, and what reading the rows, training and
-    the registry raise. In each case nothing is registered.
+    Raises, before anything is trained, `RequestError` for a request that cannot be trained now and `Conflict` for one
+    on a legal basis that nobody has verified and accepted (`efface.registry.requests.check_accepted`); and what
+    reading the rows, training and the registry raise. In each case nothing is registered.
     """
     checks.actor(actor)
     _require_trainable(get_request(registry, request_id))

@@ -1,12 +1,17 @@
 """A pushed release pulled into another registry: what is checked, what it becomes, what is refused."""
 
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cli_kit import Ran, checked, efface
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from foreign_kit import CONFIG_NAME, WEIGHTS_NAME, HubStub, base_folder, files, hub_at
 from registry_kit import Clock, accept, ask, audited, contents, lora, release, seal, stack
 
@@ -21,12 +26,15 @@ from efface.registry import (
     get_adapter,
     history,
     list_adapters,
+    model_signing,
     release_file,
     verify,
 )
 from efface.registry.canon import canonical, digest_bytes
 
 REPO = "acme/stack"
+installed = importlib.util.find_spec("model_signing") is not None
+needs_package = pytest.mark.skipif(not installed, reason="model-signing is an extra")
 ONE, TWO = "req-000001", "req-000002"
 # huggingface_hub hands the bytes of an LFS upload to its HTTP client as `data`; nothing that we call.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -287,3 +295,57 @@ def test_nothing_of_a_request_is_in_a_release_file(publisher: Path, tmp_path: Pa
     with Registry.open(publisher) as reg:
         stated = release_file.read(data)
         assert stated.adapter in {adapter.digest for adapter in list_adapters(reg)}
+
+
+def ec_key(folder: Path) -> tuple[Path, Path]:
+    key = generate_private_key(SECP256R1())
+    private, public = folder / "ec.pem", folder / "ec.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.mark.skipif(installed, reason="model-signing is installed")
+def test_signing_without_the_extra_says_so_and_nothing_leaves(
+    publisher: Path, tmp_path: Path, hub: HubStub
+) -> None:
+    private, _ = ec_key(tmp_path)
+    for words in (("release", "push", "prod"), ("adapter", "export", adapter_of(publisher))):
+        for target in (tmp_path / "out", f"hub://{REPO}"):
+            ran = efface(*words, target, "--model-signing-key", private, "--registry", publisher)
+            assert (ran.code, "pip install 'efface[model-signing]'" in ran.err) == (2, True)
+            assert not (tmp_path / "out").exists()
+    assert hub.repos == {}
+
+
+def test_an_image_is_not_signed_that_way(publisher: Path, tmp_path: Path) -> None:
+    private, _ = ec_key(tmp_path)
+    words = ("release", "push", "prod", f"oci:{tmp_path / 'out'}", "--model-signing-key", private)
+    ran = efface(*words, "--registry", publisher)
+    assert (ran.code, "a folder or the Hub to sign" in ran.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_package
+def test_a_signed_folder_verifies_with_model_signing_s_own_tool(
+    publisher: Path, bundle: Path, home: Path, model: Path, tmp_path: Path, hub: HubStub
+) -> None:
+    """As documented in docs/registry.md; everything that is pushed is covered, what was pulled too."""
+    private, public = ec_key(tmp_path)
+    signed = ("--evidence", bundle, "--model-signing-key", private)
+    checked(publisher, "release", "push", "prod", tmp_path / "out", *signed)
+    checked(publisher, "release", "push", "prod", f"hub://{REPO}", *signed)
+    kept = tmp_path / "kept"
+    assert pull(home, f"hub://{REPO}", model, "--out", kept).code == 0
+    for folder in (tmp_path / "out", kept):
+        model_signing.verify_folder(folder, public)
+        tool = [sys.executable, "-m", "model_signing", "verify", "key", str(folder)]
+        tool += ["--signature", str(folder / "model.sig"), "--public_key", str(public)]
+        assert subprocess.run(tool, check=False, capture_output=True).returncode == 0
+        (folder / "README.md").write_text("changed")
+        assert subprocess.run(tool, check=False, capture_output=True).returncode != 0
+
+
+def adapter_of(root: Path) -> str:
+    with Registry.open(root) as reg:
+        return next(adapter.digest for adapter in list_adapters(reg) if adapter.kind == "rendered")
