@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..registry import InvalidInput, Registry, get_adapter, get_request, seal_adapter
+from ..registry.requests import check_accepted
 from .card_facts import card_facts
 from .options import (
     DEFAULT_ACTOR,
@@ -40,6 +41,15 @@ BaseNameOption = Annotated[
 PublicOption = Annotated[
     bool, typer.Option("--public", help="On the Hub: a public repository; private by default.")
 ]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-signing-key",
+        metavar="PEM",
+        help="Sign the folder in the format of OpenSSF Model Signing with this elliptic-curve key (an extra). "
+        "EFFACE_MODEL_SIGNING_PASSPHRASE has its passphrase.",
+    ),
+]
 
 
 def export(
@@ -49,6 +59,7 @@ def export(
     license: LicenseOption = None,
     base_name: BaseNameOption = None,
     public: PublicOption = False,
+    model_signing_key: SignOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     format: FormatOption = Format.text,
 ) -> None:
@@ -62,7 +73,9 @@ def export(
         adapter = get_adapter(reg, reference)
         facts = card_facts(reg, adapter, base_name=base_name, license=license)
         made = packed(reg, adapter)
-    address = send(made, where, facts, single_request=single_request, public=public)
+    address = send(
+        made, where, facts, single_request=single_request, public=public, signing_key=model_signing_key
+    )
     record: ExportRecord = {
         "adapter": adapter.digest,
         "kind": where.kind,
@@ -92,10 +105,10 @@ def import_(
     where = parse_target(source)
     with Registry.open(registry) as reg, TemporaryDirectory(prefix="efface-import-") as scratch:
         for request_id in request:
-            get_request(reg, request_id)
+            check_accepted(get_request(reg, request_id))
         folder = Path(scratch) / "adapter"
         origin, stated = _fetch(where, folder)
-        base = _checked_base(folder, model, quantization, stated)
+        base = checked_base(folder, model, quantization, stated)
         adapter = seal_adapter(
             reg,
             folder,
@@ -129,7 +142,7 @@ def _fetch(source: Target, folder: Path) -> tuple[str, str | None]:
     return f"oci:{made.digest}", made.record["base"]
 
 
-def _checked_base(folder: Path, model: str, quantization: str, stated: str | None) -> str:
+def checked_base(folder: Path, model: str, quantization: str, stated: str | None) -> str:
     """The digest of the base, whose every shape the adapter fits. Raises InvalidInput."""
     # Torch comes with these: after everything that can fail without them.
     from ..adapters import QUANTIZATIONS
@@ -142,5 +155,5 @@ def _checked_base(folder: Path, model: str, quantization: str, stated: str | Non
     peft_folder.check_against(peft_folder.read(folder), base_shapes.read_shapes(path))
     digest = fingerprint(path).digest
     if stated not in (None, digest):
-        raise InvalidInput(f"the base {stated}, which the image names", digest, "Pass that model.")
+        raise InvalidInput(f"the base {stated}, which it names", digest, "Pass that model.")
     return digest

@@ -9,7 +9,7 @@ import typer
 from ..registry import Registry, checks, log_checkpoints
 from ..registry.log_checkpoints import SignedCheckpoint
 from .files import KeyOption, private_key
-from .options import DEFAULT_REGISTRY, Format, FormatOption, RegistryOption
+from .options import DEFAULT_ACTOR, DEFAULT_REGISTRY, ActorOption, Format, FormatOption, RegistryOption
 from .output import emit, emit_table
 
 app = typer.Typer(help="Signed checkpoints of the ledger, and proofs.", no_args_is_help=True)
@@ -22,6 +22,7 @@ def create(
         str | None, typer.Option("--origin", help="Name of the log; that of the last checkpoint by default.")
     ] = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
     format: FormatOption = Format.text,
 ) -> None:
     """Sign the Merkle root of all events with a key of the role `log`, and print the signed note.
@@ -30,7 +31,7 @@ def create(
     """
     private = private_key(key)
     with Registry.open(registry) as reg:
-        made = log_checkpoints.make_checkpoint(reg, private, origin=_origin(reg, origin))
+        made = log_checkpoints.make_checkpoint(reg, private, origin=_origin(reg, origin), actor=actor)
     emit(_record(made), format, made.note)
 
 

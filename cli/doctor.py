@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from ..registry import NotFound, Registry, RegistryError
+from ..registry import NotFound, Registry, RegistryError, vault_binding
 from ..registry.migrations import REVISIONS
 from .failure import CHECK_FAILED
 from .options import DEFAULT_REGISTRY, Format, FormatOption, RegistryOption
@@ -49,7 +49,7 @@ def _library(name: str) -> CheckRecord:
 
 def _registry(url: str) -> list[CheckRecord]:
     try:
-        with Registry.open(url) as reg:
+        with Registry.open(url, any_vault=True) as reg:
             next(iter(reg.blobs), None)  # wherever they are, they can be listed
             return [
                 {"name": "registry", "ok": True, "found": reg.database.where},
@@ -68,6 +68,8 @@ def _vault(reg: Registry) -> CheckRecord:
     if not keys.complete():
         return {"name": "vault key", "ok": True, "found": "no vault here yet"}
     try:
+        with reg.read() as db:
+            vault_binding.check(db, reg.vault)
         keys.subject()
         return {"name": "vault key", "ok": True, "found": keys.provider().describe()}
     except RegistryError as error:

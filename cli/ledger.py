@@ -64,7 +64,7 @@ def verify(
     Blobs that nothing refers to are no damage: --deep lists them, `efface gc` deletes them. It lists other files
     that do not belong there too.
     """
-    with Registry.open(registry) as reg:
+    with Registry.open(registry, any_vault=True) as reg:
         found = verify_registry(reg, deep=deep, witness=_kept(witness or [], key or []))
     problems: list[ProblemRecord] = [
         {"kind": p.kind, "where": p.where, "expected": p.expected, "found": p.found} for p in found.problems
@@ -94,7 +94,8 @@ def verify(
         talk.print("Extra blobs are leftovers that no event names: `efface gc` deletes them.")
     if any(not name.startswith("sha256:") for name in found.extras):
         talk.print(
-            "Extra files belong to nothing in the ledger: look at them, and move or delete them yourself."
+            "Extra files belong to nothing in the ledger: look at them, and move or delete them yourself; "
+            "`efface vault drop-orphans` destroys vault entries without a request."
         )
     raise typer.Exit(BROKEN_REGISTRY if problems else 0)
 

@@ -70,6 +70,22 @@ class PushRecord(ExportRecord):
     release: ReleaseName
 
 
+EvidenceWord = Literal["none", "unsigned", "unknown-key", "trusted-key"]
+"""What stands behind a pulled release: no bundle, one that nobody signed whole, one signed by a key that nobody named,
+or by one that --key named."""
+
+
+class PullRecord(TypedDict):
+    """`release pull`: the adapter that was sealed, and what it was published as."""
+
+    adapter: AdapterRecord
+    release: ReleaseName
+    composition: str
+    audit: str | None
+    evidence: EvidenceWord
+    signed_by: list[str]
+
+
 class GcItemRecord(TypedDict):
     """One thing to delete, as it was when it was planned."""
 
@@ -107,8 +123,9 @@ class WrappedRecord(TypedDict):
 
 
 class VaultRecord(TypedDict):
-    """`vault show`; `key` is null where no master key is at hand."""
+    """`vault show`; `key` is null where no master key is at hand, `id` for a vault of before there were ids."""
 
+    id: str | None
     key: str | None
     entries: int
     shredded: int
@@ -141,6 +158,39 @@ class DropRecord(TypedDict):
 
     done: bool
     path: str
+
+
+class OrphanRecord(TypedDict):
+    """A vault entry without a request: its file's name and bytes. `set_aside`: it made way for one with its id."""
+
+    name: str
+    size: int
+    set_aside: bool
+
+
+class OrphansRecord(TypedDict):
+    """`vault drop-orphans`."""
+
+    done: bool
+    plan: list[OrphanRecord]
+
+
+class BindingRecord(TypedDict):
+    """Ids of the vaults before and from now on, and requests whose rows the new one does not have.
+
+    `old` is null where no event named a vault, `new` in a plan where the vault has no id yet.
+    """
+
+    old: str | None
+    new: str | None
+    missing: list[str]
+
+
+class BindRecord(TypedDict):
+    """`vault bind`."""
+
+    done: bool
+    plan: BindingRecord
 
 
 class CheckRecord(TypedDict):

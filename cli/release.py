@@ -8,7 +8,7 @@ import typer
 
 from ..registry import Registry, active_release, get_request, history
 from ..registry import plan_removal as plan
-from . import release_steps
+from . import release_steps, release_transfer
 from .lookups import requests_of
 from .options import (
     DEFAULT_ACTOR,
@@ -165,6 +165,7 @@ app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.act
 app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)
 app.command("diff", epilog=release_steps.DIFF_EXAMPLE)(release_steps.diff)
 app.command("push", epilog=release_steps.PUSH_EXAMPLE)(release_steps.push)
+app.command("pull", epilog=release_transfer.PULL_EXAMPLE)(release_transfer.pull)
 
 
 def _say(registry: str, done: Released, format: Format) -> None:

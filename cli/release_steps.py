@@ -17,7 +17,7 @@ from ..registry import (
     get_adapter,
     withdraw_release,
 )
-from .adapter_transfer import BaseNameOption, LicenseOption, PublicOption, SingleOption
+from .adapter_transfer import BaseNameOption, LicenseOption, PublicOption, SignOption, SingleOption
 from .card_facts import card_facts
 from .lookups import requests_of
 from .options import (
@@ -34,6 +34,7 @@ from .options import (
 from .output import emit
 from .record_acts import PushRecord
 from .records import DiffRecord, diff_json, release_json
+from .release_transfer import EvidenceOption, release_files
 from .targets import HELP, packed, parse_target, send
 
 APPROVE_EXAMPLE = "Example: efface release approve prod 2 --audit 1f0c8a"
@@ -101,10 +102,15 @@ def push(
     license: LicenseOption = None,
     base_name: BaseNameOption = None,
     public: PublicOption = False,
+    evidence: EvidenceOption = None,
+    model_signing_key: SignOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
     format: FormatOption = Format.text,
 ) -> None:
-    """Write or push what a channel serves: its rendered adapter, with a card of the audit that carries it."""
+    """Write or push what a channel serves: its rendered adapter, with a card of the audit that carries it.
+
+    In a folder and on the Hub a release file goes along, for `efface release pull`; --evidence lets others check it.
+    """
     where = parse_target(target)
     with Registry.open(registry) as reg:
         release = active_release(reg, channel)
@@ -115,7 +121,16 @@ def push(
         adapter = get_adapter(reg, release.rendered)
         facts = card_facts(reg, adapter, base_name=base_name, license=license, release=release)
         made = packed(reg, adapter)
-    address = send(made, where, facts, single_request=single_request, public=public)
+    along = release_files(release, made, facts.audit, evidence, where)
+    address = send(
+        made,
+        where,
+        facts,
+        single_request=single_request,
+        public=public,
+        along=along,
+        signing_key=model_signing_key,
+    )
     record: PushRecord = {
         "adapter": adapter.digest,
         "kind": where.kind,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,23 +46,41 @@ def packed(reg: Registry, adapter: Adapter) -> Package:
     return package(reg.blobs.read(adapter.digest), files)
 
 
-def send(made: Package, target: Target, facts: CardFacts, *, single_request: bool, public: bool) -> str:
+def send(
+    made: Package,
+    target: Target,
+    facts: CardFacts,
+    *,
+    single_request: bool,
+    public: bool,
+    along: Mapping[str, bytes] | None = None,
+    signing_key: Path | None = None,
+) -> str:
     """Write or push the adapter; returns where it is: the folder, the image's digest or the commit's page.
 
+    `along` are the files of a release; `signing_key` signs all of the folder (`model_signing`). An image takes neither.
     Raises Conflict for an adapter of a single request without `single_request`, before anything leaves.
     """
     from ..registry import exports, oci
 
     check_publishable(made, single_request=single_request)
     if target.kind == "oci":
+        if signing_key is not None:
+            then = "Sign images with the tools of their registry (cosign, notation)."
+            raise InvalidInput("a folder or the Hub to sign", "an image", then)
         return oci.write_layout(made, target.folder, single_request=single_request)
+    named = replace(facts, repo_id=target.hub.repo_id) if target.hub else facts
+    along = _signed(made, named, dict(along or {}), signing_key)
     if target.hub is None:
-        return str(exports.export_folder(made, target.folder, facts, single_request=single_request))
+        return str(
+            exports.export_folder(made, target.folder, named, single_request=single_request, along=along)
+        )
     from ..registry import hub
 
-    named = replace(facts, repo_id=target.hub.repo_id)
     with TemporaryDirectory(prefix="efface-push-") as scratch:
-        folder = exports.export_folder(made, Path(scratch) / "adapter", named, single_request=single_request)
+        folder = exports.export_folder(
+            made, Path(scratch) / "adapter", named, single_request=single_request, along=along
+        )
         pushed = hub.push(
             folder,
             target.hub.repo_id,
@@ -69,3 +89,18 @@ def send(made: Package, target: Target, facts: CardFacts, *, single_request: boo
             message=f"efface adapter {made.digest}",
         )
     return pushed.url
+
+
+def _signed(made: Package, facts: CardFacts, along: dict[str, bytes], key: Path | None) -> dict[str, bytes]:
+    """`along` with the signature of the whole folder, made on a copy: what leaves is signed or nothing leaves."""
+    if key is None:
+        return along
+    from ..registry import exports, model_signing
+
+    secret = os.environ.get(model_signing.PASSPHRASE)
+    with TemporaryDirectory(prefix="efface-sign-") as scratch:
+        folder = exports.export_folder(
+            made, Path(scratch) / "adapter", facts, single_request=True, along=along
+        )
+        signature = model_signing.sign_folder(folder, key, None if secret is None else secret.encode())
+        return {**along, model_signing.SIGNATURE: signature.read_bytes()}

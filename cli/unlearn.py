@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..registry import Registry, active_release, get_request
+from ..registry.requests import check_accepted
 from .failure import INTERRUPTED
 from .options import (
     DEFAULT_ACTOR,
@@ -66,7 +67,7 @@ def unlearn(
 
     chosen = load_recipe(recipe, overrides)
     with Registry.open(registry) as reg, progress() as bars:
-        get_request(reg, request_id)
+        check_accepted(get_request(reg, request_id))
         below = active_release(reg, on).composition if on else None
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)

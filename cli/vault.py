@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..registry import InvalidInput, Registry
+from . import vault_ends
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -37,12 +38,14 @@ def show(registry: RegistryOption = DEFAULT_REGISTRY, format: FormatOption = For
         _require_vault(reg)
         found = summary(reg.vault)
     record: VaultRecord = {
+        "id": found.id,
         "key": found.key,
         "entries": found.entries,
         "shredded": found.shredded,
         "wrapped_by": [{"key": key, "entries": count} for key, count in found.wrapped_by],
     }
     lines = [
+        f"vault       {found.id or 'without an id yet'}",
         f"master key  {found.key or 'none at hand'}",
         f"entries     {found.entries}, and {found.shredded} shredded",
         *(f"wrapped by  {key}: {count}" for key, count in found.wrapped_by),
@@ -126,6 +129,10 @@ def drop_key_file(
     emit(record, format, f"{path}{' destroyed' if yes else ''}")
     if not yes:
         talk.print("Nothing was destroyed. Do it with --yes; there is no way back.")
+
+
+app.command("drop-orphans", epilog=vault_ends.DROP_EXAMPLE)(vault_ends.drop_orphans_)
+app.command("bind", epilog=vault_ends.BIND_EXAMPLE)(vault_ends.bind)
 
 
 def _require_vault(reg: Registry) -> None:

@@ -35,6 +35,7 @@ from ..registry import (
     seal_adapter,
     step_request,
 )
+from ..registry.requests import check_accepted
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, record, request_data
 from .bench import Bench, encode_probes
@@ -86,8 +87,9 @@ def unlearn(
     recorded as trained on it. ``resume``: go on from the checkpoints that an interrupted call left in the
     registry's ``work`` folder (to the same adapter, bit for bit, on a CPU); without it they are dropped.
 
-    Raises `RequestError` for a request that cannot be trained now, and what reading the rows, training and
-    the registry raise. In each case nothing is registered.
+    Raises, before anything is trained, `RequestError` for a request that cannot be trained now and `Conflict` for one
+    on a legal basis that nobody has verified and accepted (`efface.registry.requests.check_accepted`); and what
+    reading the rows, training and the registry raise. In each case nothing is registered.
     """
     checks.actor(actor)
     _require_trainable(get_request(registry, request_id))
@@ -238,6 +240,7 @@ def live_requests(registry: Registry) -> dict[str, RequestData]:
 
 
 def _require_trainable(request: ForgetRequest) -> None:
+    check_accepted(request)
     if request.shredding_at is not None:
         raise RequestError(
             f"the rows of {request.id} are shredded: expected a request with rows. Open it anew"

@@ -45,7 +45,8 @@ def seal_adapter(
     `kind` is `trained` (moves its requests to TRAINED), `rendered` (a composition made into one LoRA; put its
     digest in `facts["composition"]` and releases check it) or `consolidated` (several adapters made into one).
     `trained_on` is the digest of the composition it was trained on top of, `error_bound` a decimal bound on what
-    compressing lost. Raises InvalidInput, NotFound or Conflict; nothing is written then.
+    compressing lost. Raises InvalidInput, NotFound or Conflict (also for a request on a legal basis that was not
+    verified and accepted: `requests.check_accepted`); nothing is written then.
     """
     checks.actor(actor)
     files = peft_folder.read(Path(folder))
@@ -193,7 +194,9 @@ def _check_sealable(db: Tables, digest: str, manifest: Mapping[str, JSON]) -> bo
             raise Conflict(f"adapter {digest} with its bytes", "PURGED", then)
         return False
     for request_id in cast(Sequence[str], manifest["requests"]):
-        state = requests.load(db, request_id).state
+        request = requests.load(db, request_id)
+        requests.check_accepted(request)
+        state = request.state
         if manifest["kind"] == "trained" and state not in (*_RETRAINABLE, "TRAINED", "RELEASED"):
             raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
     if manifest["trained_on"] is not None:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import states, trust
+from . import checks, states, trust, vault_binding, vault_id
 from .canon import canonical, parse
+from .errors import BrokenRegistry
 from .tables import Tables, need
 from .types import Event
 
@@ -100,6 +101,20 @@ def key_revoked(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     key = trust.of_record({**row, "roles": parse(row["roles"])})
     after = trust.revoked(key, body["revoked_at"], body["reason"])
     db.update("signing_key", (key.key_id,), revoked_at=after.revoked_at, revoked_reason=after.revoked_reason)
+
+
+def checkpoint_signed(_db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """A checkpoint of all events before this one. It makes no row: what was signed cannot be made again."""
+    if event.subject_id != str(event.seq - 1) or set(body) != {"root", "envelope", "note"}:
+        raise BrokenRegistry("the checkpoint of the events before", "another one", "Run `efface verify`.")
+    for name, digest in body.items():
+        checks.digest(digest, name)
+
+
+def vault_bound(_db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """Which vault holds the rows from here on. It makes no row."""
+    if event.subject_id != vault_binding.SUBJECT or not vault_id.well_formed(body["vault"]):
+        raise BrokenRegistry("the id of a vault", "something else", "Run `efface verify`.")
 
 
 def use_blobs(db: Tables, blobs: Iterable[Mapping[str, Any]]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, exports, peft_folder, plain_files
+from . import checks, exports, peft_folder, plain_files, release_file
 from .errors import Conflict, InvalidInput, NotFound, RegistryError
 from .hub_names import check_repo_id, check_revision
 from .plain_files import Source
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CARD_LIMIT = 2**20
+_ALONG = {exports.CARD: 2**20, **release_file.LIMITS}
+_EXPORT = "Export the adapter with efface: that writes its model card."
 _TIMEOUT = 60.0
 _THEN = "Check the repository on the Hub, HF_ENDPOINT and the network; nothing was kept here."
 
@@ -56,7 +57,8 @@ def push(
     token: str | None = None,
     message: str,
 ) -> Pushed:
-    """Commit the adapter in `folder` (made by `exports.export_folder`), with its README.md, to a repository.
+    """Commit the adapter in `folder` (made by `exports.export_folder`), with its README.md and what else
+    `release_file.LIMITS` names, to a repository.
 
     The repository and the branch `revision` are made when there are none. `token` is by default the one that
     huggingface_hub finds (HF_TOKEN, `hf auth login`). Raises InvalidInput, NotFound, or Conflict; also when
@@ -82,16 +84,39 @@ def pull(repo_id: str, folder: Path, *, revision: str | None = None, token: str 
 
     Raises InvalidInput for anything but a plain LoRA, NotFound, or Conflict; `folder` is then as it was.
     """
+    commit, files = _fetched(repo_id, revision, token, peft_folder.LIMITS, {})
+    peft_folder.check(files)
+    plain_files.write_folder(Path(folder), files)
+    return Pulled(repo_id, commit, Path(folder))
+
+
+def pull_release(
+    repo_id: str, *, revision: str | None = None, token: str | None = None
+) -> tuple[str, dict[str, bytes]]:
+    """The commit, and the files of a pushed release by name: the adapter's two and those of `_ALONG` that are there.
+
+    They are as the Hub has them, and nothing more is checked: `release_pull.check` does. Raises as `pull` does.
+    """
+    return _fetched(
+        repo_id, revision, token, {**peft_folder.LIMITS, release_file.NAME: _ALONG[release_file.NAME]}, _ALONG
+    )
+
+
+def _fetched(
+    repo_id: str,
+    revision: str | None,
+    token: str | None,
+    required: Mapping[str, int],
+    optional: Mapping[str, int],
+) -> tuple[str, dict[str, bytes]]:
     check_repo_id(repo_id)
     wanted = None if revision is None else check_revision(revision)
     with _explained("pull"):
         api = _api(token)
         commit = _checked_commit(api.model_info(repo_id, revision=wanted, timeout=_TIMEOUT).sha)
-        described = _described(api, repo_id, commit)
-        files = {name: _download(api, repo_id, commit, described[name]) for name in peft_folder.LIMITS}
-    peft_folder.check(files)
-    plain_files.write_folder(Path(folder), files)
-    return Pulled(repo_id, commit, Path(folder))
+        described = _described(api, repo_id, commit, required, optional)
+        files = {name: _download(api, repo_id, commit, info) for name, info in described.items()}
+    return commit, files
 
 
 def _api(token: str | None) -> HfApi:
@@ -102,10 +127,18 @@ def _api(token: str | None) -> HfApi:
 
 def _to_push(folder: Path) -> dict[str, bytes]:
     """What is pushed is what was checked: bytes, not paths that are read again later."""
-    files = peft_folder.read(folder)
+    return {**peft_folder.read(folder), **along_with(folder, required=(exports.CARD,))}
+
+
+def along_with(folder: Path, required: Collection[str] = ()) -> dict[str, bytes]:
+    """What lies beside the two files of an adapter and is known: its card, and what a release brings along."""
     with plain_files.opened(folder, Source("an exported adapter", "Export it again.")) as opened:
-        card = Source(exports.CARD, "Export the adapter with efface: that writes its model card.")
-        return {**files, exports.CARD: plain_files.read_file(opened, card, _CARD_LIMIT)}
+        here = set(os.listdir(opened))  # noqa: PTH208 - of a descriptor
+        return {
+            name: plain_files.read_file(opened, Source(name, _EXPORT), limit)
+            for name, limit in _ALONG.items()
+            if name in here or name in required
+        }
 
 
 def _commit(api: HfApi, repo_id: str, branch: str | None, files: Mapping[str, bytes], message: str) -> str:
@@ -122,19 +155,24 @@ def _checked_commit(value: object) -> str:
     return value
 
 
-def _described(api: HfApi, repo_id: str, commit: str) -> dict[str, Any]:
-    """The Hub's word on the two files: name, size and digest, within the limits."""
-    names = list(peft_folder.LIMITS)
-    found: dict[str, Any] = {info.path: info for info in api.get_paths_info(repo_id, names, revision=commit)}
-    if missing := [name for name in names if name not in found]:
-        raise NotFound(f"{missing[0]} in the repository", "none", "Push a PEFT adapter in safetensors there.")
-    if set(found) != set(names):
+def _described(
+    api: HfApi, repo_id: str, commit: str, required: Mapping[str, int], optional: Mapping[str, int]
+) -> dict[str, Any]:
+    """The Hub's word on the files: name, size and digest, within the limits."""
+    limits = {**required, **optional}
+    found: dict[str, Any] = {
+        info.path: info for info in api.get_paths_info(repo_id, list(limits), revision=commit)
+    }
+    if missing := [name for name in required if name not in found]:
+        then = "Push it there: `efface release push`, or a PEFT adapter in safetensors."
+        raise NotFound(f"{missing[0]} in the repository", "none", then)
+    if not set(found) <= set(limits):
         raise InvalidInput("only the files that were asked for", "others from the Hub", _THEN)
-    for name, limit in peft_folder.LIMITS.items():
-        size = getattr(found[name], "size", None)
-        if type(size) is not int or not 0 < size <= limit:
-            raise InvalidInput(f"{name} of 1 to {limit} bytes", "another size", _THEN)
-    return found
+    for name, info in found.items():
+        size = getattr(info, "size", None)
+        if type(size) is not int or not 0 < size <= limits[name]:
+            raise InvalidInput(f"{name} of 1 to {limits[name]} bytes", "another size", _THEN)
+    return {name: found[name] for name in limits if name in found}
 
 
 def _download(api: HfApi, repo_id: str, commit: str, described: Any) -> bytes:

@@ -3,6 +3,9 @@
 Publish a checkpoint where the registry's own administrators cannot reach it: from then on they cannot cut or rewrite
 the events it covers without being found out (`verify` with it as a witness, or a consistency proof). Each one keeps
 the frontier of its tree, so the next one reads only the events since.
+
+That it was signed is an event itself, right behind the events that it covers: a stored checkpoint that is removed or
+replaced is missed by `verify`. Those of before there was such an event are checked by their signatures alone.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import checkpoints, checks, dsse, keys, merkle, signing, trust
-from .canon import JSON, canonical, parse
+from . import checkpoints, checks, dsse, keys, ledger, merkle, signing, trust
+from .canon import JSON, canonical, digest_bytes, parse
 from .checkpoints import Checkpoint
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound
 from .merkle import Frontier
@@ -23,6 +26,8 @@ from .trust import TrustedKey
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+SIGNED = "checkpoint.signed"
+"""The kind of the event that records a checkpoint."""
 _VERIFY = "Run `efface verify`; sign nothing before it is put right."
 
 
@@ -56,15 +61,18 @@ class Proof:
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
 
-def make_checkpoint(reg: Registry, private: Ed25519PrivateKey, *, origin: str) -> SignedCheckpoint:
-    """Sign the Merkle root of the ledger as it is now, and store it.
+def make_checkpoint(
+    reg: Registry, private: Ed25519PrivateKey, *, origin: str, actor: str = "checkpoint"
+) -> SignedCheckpoint:
+    """Sign the Merkle root of the ledger as it is now, store it, and record that as the next event.
 
-    `origin` names the log (`example.com/efface`), the same each time. Where nothing was appended since the last one,
-    that one is returned. Raises KeyRefused for a key that the registry does not trust as `log`, Conflict for another
-    origin than before, BrokenRegistry when the last checkpoint is not of these events: a log never signs two stories.
+    `origin` names the log (`example.com/efface`), the same each time. Where nothing but that event was appended since
+    the last one, that one is returned. Raises KeyRefused for a key that the registry does not trust as `log`, Conflict
+    for another origin than before, BrokenRegistry when the last checkpoint is not of these events: a log never signs
+    two stories.
     """
     public = signing.public_pem(private)
-    with reg.write("checkpoint") as tx:
+    with reg.write(actor) as tx:
         known = keys.trusted_keys(tx.db)
         key = trust.allowed(known, signing.key_id(public), "log", tx.at)
         last = _newest_trusted(tx.db, known)
@@ -72,13 +80,21 @@ def make_checkpoint(reg: Registry, private: Ed25519PrivateKey, *, origin: str) -
             came = f"another than {last.checkpoint.origin}"
             raise Conflict("the origin of the checkpoints before", came, "A log keeps its name.")
         frontier = _grown(tx.db, last)
-        if last is not None and frontier.size == last.checkpoint.tree_size:
+        if last is not None and not _moved_on(tx.db, last.checkpoint.tree_size):
             return last
         checkpoint = Checkpoint(origin, frontier.size, merkle.text_of(frontier.root), tx.at)
         envelope = checkpoints.sign(checkpoint, [private]).to_json().decode()
         note = checkpoints.sign_note(checkpoint, private)
         _store(tx, checkpoint, frontier, envelope, note)
+        ledger.append(tx, SIGNED, str(checkpoint.tree_size), recorded(checkpoint.root, envelope, note))
         return SignedCheckpoint(checkpoint, envelope, note, (key.key_id,))
+
+
+def recorded(root: str, envelope: str, note: str) -> dict[str, JSON]:
+    """What the event of a checkpoint says of it; the number of events it covers is the event's subject."""
+    signed = {"envelope": envelope, "note": note}
+    digests = {name: digest_bytes(text.encode(errors="surrogateescape")) for name, text in signed.items()}
+    return {"root": root, **digests}
 
 
 def list_checkpoints(reg: Registry) -> list[SignedCheckpoint]:
@@ -186,6 +202,12 @@ def _grown(db: Tables, last: SignedCheckpoint | None) -> Frontier:
     if head is None or grown.size != head["seq"]:
         raise BrokenRegistry(f"{grown.size} events at the head", "another number", _VERIFY)
     return grown
+
+
+def _moved_on(db: Tables, size: int) -> bool:
+    """Whether anything was appended since but the event of the checkpoint itself."""
+    since = db.find("event", after=size, limit=2)
+    return any(row["kind"] != SIGNED for row in since)
 
 
 def _store(tx: Writer, made: Checkpoint, frontier: Frontier, envelope: str, note: str) -> None:

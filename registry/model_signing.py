@@ -15,11 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import durable
+from . import durable, release_file
 from .errors import GateFailed, InvalidInput, NotFound
 
-SIGNATURE = "model.sig"
+SIGNATURE = release_file.SIGNATURE
 """The name of the signature in the folder; it is left out of what is signed."""
+PASSPHRASE = "EFFACE_MODEL_SIGNING_PASSPHRASE"  # noqa: S105 - its name
+"""The variable with the passphrase of the private key, where it has one."""
 _FIX_KEY = "Make one with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256`."
 
 

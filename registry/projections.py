@@ -29,6 +29,8 @@ _HANDLERS: Mapping[str, Handler] = {
     "attestation.recorded": fold_records.attested,
     "key.added": fold_records.key_added,
     "key.revoked": fold_records.key_revoked,
+    "checkpoint.signed": fold_records.checkpoint_signed,
+    "vault.bound": fold_records.vault_bound,
     "release.candidate": fold_releases.candidate,
 }
 _MOVERS: Mapping[str, Handler] = {

@@ -8,9 +8,9 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from . import checks, deadlines, durable, ledger, states
+from . import checks, deadlines, durable, ledger, states, vault_binding
 from .canon import JSON, timestamp
-from .errors import BrokenRegistry, InvalidInput, NotFound
+from .errors import BrokenRegistry, Conflict, InvalidInput, NotFound
 from .registry import Registry, Writer
 from .tables import Row, Tables
 from .types import Basis, ForgetRequest
@@ -19,6 +19,8 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 STEPS_BY_HAND = ("VERIFIED", "ACCEPTED", "REFUSED", "WITHDRAWN", "AUDITED")
 """What a person decides. TRAINED, RELEASED and REOPENED follow from sealing and releasing; SHREDDED and CLOSED have
 calls of their own (`shred_request`, `close_request`)."""
+LEGAL_BASES: tuple[Basis, ...] = (*deadlines.PRIVACY_BASES, "copyright")
+"""Bases on which somebody has a right to an answer: who asks is verified, and the request accepted, by a person."""
 _NEEDS_REASON = ("REFUSED", "WITHDRAWN")
 
 
@@ -35,19 +37,22 @@ def open_request(
     """Record a request to forget. `payload`, opaque bytes with the rows, goes encrypted into the vault only.
 
     The ledger holds a keyed commitment to the payload and, for `subject_ref` (who asked), a keyed hash by
-    which a repeat request is found. `received_at` defaults to now. On InvalidInput nothing is written.
+    which a repeat request is found. `received_at` defaults to now. On InvalidInput, and on Conflict where the vault
+    here is not the registry's (`vault_binding`), nothing is written.
 
     Under a ledger older than the vault, an entry with the new request's id is kept aside (`Vault.leftover`).
     """
     body = _opening(reg, basis, payload, n_items, subject_ref, received_at)
     with reg.write(actor) as tx:
-        reg.vault.keys.prepare()
+        vault = vault_binding.prepare(tx.db, reg.vault)
         request_id = f"req-{tx.db.count('forget_request') + 1:06d}"
         subject = None if subject_ref is None else reg.vault.subject(subject_ref)
         found = reg.vault.leftover(request_id, payload)
         try:
             commitment = found or reg.vault.put(request_id, payload)
-            ledger.append(tx, "request.received", request_id, {**body, "commitment": commitment})
+            ledger.append(
+                tx, "request.received", request_id, {**body, "commitment": commitment, "vault": vault}
+            )
             if subject is not None:
                 # An event of its own, so that evidence can be shown without it.
                 ledger.append(tx, "request.identified", request_id, {"subject_ref": subject})
@@ -149,9 +154,26 @@ def extend_request(reg: Registry, request_id: str, *, months: int, reason: str, 
 
 
 def advance(tx: Writer, request_id: str, to: str, body: Mapping[str, JSON]) -> None:
-    """Append every step from a request's state to `to`; none when it is there. Raises Conflict."""
-    for state in states.path("request", load(tx.db, request_id).state, to):
+    """Append every step from a request's state to `to`; none when it is there.
+
+    Raises Conflict, also where a step is for a person to take (`check_accepted`).
+    """
+    request = load(tx.db, request_id)
+    check_accepted(request)
+    for state in states.path("request", request.state, to):
         ledger.append(tx, f"request.{state.lower()}", request_id, body)
+
+
+def check_accepted(request: ForgetRequest) -> None:
+    """Raise Conflict for a request on a legal basis (`LEGAL_BASES`) that nobody has verified and accepted yet.
+
+    A `safety` or `test` request is the operator's own: training and releasing walk it through those states.
+    """
+    if request.basis not in LEGAL_BASES or request.state not in ("RECEIVED", "VERIFIED"):
+        return
+    commands = [f"efface request {verb} {request.id}" for verb in ("verify", "accept")]
+    then = f"Decide on it first: {' && '.join(commands[request.state == 'VERIFIED' :])}"
+    raise Conflict(f"{request.id} ({request.basis}) verified and accepted by a person", request.state, then)
 
 
 def load(db: Tables, request_id: str) -> ForgetRequest:

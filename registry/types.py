@@ -219,6 +219,7 @@ ProblemKind = Literal[
     "signature",
     "vault-missing",
     "vault-damaged",
+    "vault-other",
 ]
 
 

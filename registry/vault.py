@@ -9,6 +9,7 @@ destroys both the rows and the means to test a guess against the ledger.
     <folder>/req-000001.shredded        that there was one, and when it was destroyed
     <folder>/req-000001.orphan-1.json   an entry that was in the way of another with its id (`Vault.leftover`)
     <folder>/subject.key                the key of subject references, wrapped as well
+    <folder>/vault.id                   the vault's name, by which the registry knows it (`vault_binding`)
     <folder>/master.key                 the master key, unless it is elsewhere
 
 What this protects: the rows are in no database page, blob, log or backup of those; a copy of the registry

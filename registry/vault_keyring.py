@@ -1,25 +1,22 @@
 """The master key in the operating system's keyring (`pip install keyring`), service `efface`.
 
-The user name is the vault's id, 32 hex digits in the file `vault.id`, so that several vaults of one user keep
-apart. `<id>.next` is the key that a rotation moves to.
+The user name is the vault's id (`vault_id`), so that several vaults of one user keep apart. `<id>.next` is the key that
+a rotation moves to.
 """
 
 from __future__ import annotations
 
 import base64
-import re
 import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from . import durable, vault_files
-from .errors import BrokenRegistry, NotFound, RegistryError
+from . import vault_id
+from .errors import NotFound, RegistryError
 
 SERVICE = "efface"
-ID_FILE = "vault.id"
-_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def probe() -> None:
@@ -29,49 +26,35 @@ def probe() -> None:
 
 def read(folder: Path) -> str | None:
     """The master key's text; None when the vault has none there. NotFound without a keyring."""
-    return _get(user) if (user := _user(folder)) is not None else None
+    return _get(user) if (user := vault_id.read(folder)) is not None else None
 
 
 def read_next(folder: Path) -> str | None:
     """The text of the key that a rotation moves to, while it lasts."""
-    return _get(f"{user}.next") if (user := _user(folder)) is not None else None
+    return _get(f"{user}.next") if (user := vault_id.read(folder)) is not None else None
 
 
 def prepare(folder: Path) -> None:
     """Give the vault an id and a master key where it has none. Its folder is there."""
-    if _user(folder) is None:
-        durable.write_file(folder / ID_FILE, secrets.token_hex(16).encode(), 0o600)
+    vault_id.make(folder)
     if read(folder) is None:
-        _set(f"{_user(folder)}", _new())
+        _set(f"{vault_id.read(folder)}", _new())
 
 
 def prepare_next(folder: Path) -> str:
     """The text of the key to move to: that of a rotation that did not end, or a new one."""
-    if _user(folder) is None:
-        durable.write_file(folder / ID_FILE, secrets.token_hex(16).encode(), 0o600)
+    vault_id.make(folder)
     if (text := read_next(folder)) is None:
-        _set(f"{_user(folder)}.next", text := _new())
+        _set(f"{vault_id.read(folder)}.next", text := _new())
     return text
 
 
 def settle(folder: Path) -> None:
     """Make the next key the master key."""
     if (text := read_next(folder)) is not None:
-        _set(f"{_user(folder)}", text)
+        _set(f"{vault_id.read(folder)}", text)
         with _errors() as keyring:
-            keyring.delete_password(SERVICE, f"{_user(folder)}.next")
-
-
-def _user(folder: Path) -> str | None:
-    try:
-        text = vault_files.read_regular(folder / ID_FILE, 64).decode("ascii")
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        text = ""
-    if not _ID.fullmatch(text):
-        raise BrokenRegistry(f"the vault's id in {ID_FILE}", "something else", "Restore it from a backup.")
-    return text
+            keyring.delete_password(SERVICE, f"{vault_id.read(folder)}.next")
 
 
 def _get(user: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import durable, vault_entries, vault_files, vault_sources
+from . import durable, vault_entries, vault_files, vault_id, vault_sources
 from .errors import BrokenRegistry, InvalidInput, NotFound, RegistryError
 from .vault_entries import NotOurs
 from .vault_sources import KeyProvider
@@ -37,11 +37,13 @@ class Keys:
         vault_files.check_folder(self.folder)
         if self.complete():
             self.subject()
+            vault_id.make(self.folder)  # those of before vaults had one
             return
         if any(self.folder.glob("req-*")):
             raise BrokenRegistry(f"the vault's {SUBJECT_FILE}", "none", "Restore the vault from a backup.")
         vault_sources.check(self.folder)
         durable.make_folder(self.folder, 0o700)
+        vault_id.make(self.folder)
         self.write_subject(vault_entries.new_key(), vault_sources.find_or_make(self.folder))
 
     def complete(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import vault_entries, vault_files, vault_tombs
+from . import vault_entries, vault_files, vault_id, vault_tombs
 from .errors import NotFound
 from .vault import Vault
 
@@ -13,6 +13,8 @@ from .vault import Vault
 class VaultSummary:
     """A vault for people: whether its key is at hand, and how many entries each key wraps."""
 
+    id: str | None
+    """Of the vault (`vault_id`); None for one of before vaults had them."""
     key: str | None
     entries: int
     shredded: int
@@ -26,7 +28,10 @@ def summary(vault: Vault) -> VaultSummary:
     for name in vault.requests():
         counts[by] = counts.get(by := _wrapper(vault, name), 0) + 1
     shredded = len(vault_tombs.shredded(vault.folder))
-    return VaultSummary(_description(vault), sum(counts.values()), shredded, tuple(sorted(counts.items())))
+    wrapped_by = tuple(sorted(counts.items()))
+    return VaultSummary(
+        vault_id.read(vault.folder), _description(vault), sum(counts.values()), shredded, wrapped_by
+    )
 
 
 def _wrapper(vault: Vault, name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from . import projections, snapshot, verify_signatures, verify_vault
+from . import projections, snapshot, vault_binding, verify_signatures, verify_vault
 from .canon import Digest, digest_bytes, digest_json
 from .checkpoints import Checkpoint, TreeHead
 from .errors import BrokenRegistry, RegistryError
@@ -39,8 +39,9 @@ def verify(
     Problems come in that order; of the events the first one named is the first bad one. A copy without a
     vault folder (an auditor's) is not missing it; with one, every request must have its entry or the mark of its
     shredding, and a `deep` check decrypts them where the master key is at hand: `vault_checked` and `vault_unchecked`
-    say how many it opened. Blobs that no event names are leftovers of a crash, not damage: `extras` lists them, and
-    `efface gc` removes them; it lists files that belong to nothing too, for a person to look at.
+    say how many it opened. Another vault than the events name is a problem (open the registry with `any_vault`). Blobs
+    that no event names are leftovers of a crash, not damage: `extras` lists them, and `efface gc` removes them; it
+    lists files that belong to nothing too, for a person to look at.
 
     Every stored checkpoint must be signed by a key trusted then, and its root be that of its events. `witness` are
     checkpoints that someone outside kept (verify their signatures first): they hold even where those stored here
@@ -62,7 +63,8 @@ def verify(
     blobs = {row["digest"]: row for row in expected.tables.find("blob")}
     problems += _blob_problems(reg, blobs, deep)
     requests = expected.tables.find("forget_request")
-    vault = verify_vault.check(reg, requests, deep=deep)
+    named = vault_binding.named_by(stored.events)
+    vault = verify_vault.check(reg, requests, deep=deep, vault=named)
     problems += vault.problems
     held = {digest for digest, row in blobs.items() if row["uses"] > 0}
     extras: tuple[str, ...] = ()

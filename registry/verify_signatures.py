@@ -54,6 +54,7 @@ def check_checkpoints(
         problems += _root_problem(signed.checkpoint, roots, len(events), "checkpoint")
     if known is not None:
         problems += _refused(read, known)
+    problems += _unrecorded(rows, events, {problem.where for problem in problems})
     for kept in witness:
         problems += _root_problem(kept, roots, len(events), "witness")
     return problems, len(rows) + len(witness)
@@ -72,6 +73,29 @@ def check_attestations(tables: Tables, known: Known, blobs: BlobStore) -> Iterat
         else:
             yield found
     yield from (problem for row, problem in refused if _about(row) not in good)
+
+
+def _unrecorded(rows: Sequence[Row], events: Sequence[Event], named: set[str]) -> Iterator[Problem]:
+    """Checkpoints that differ from what their events record. Before the first such event there were none to miss."""
+    recorded = {event.subject_id: event for event in events if event.kind == log_checkpoints.SIGNED}
+    since = min((event.seq for event in recorded.values()), default=len(events) + 1)
+    stored = {str(row["tree_size"]): row for row in rows}
+    for size in sorted(stored.keys() | recorded.keys(), key=lambda text: (len(text), text)):
+        where, row, event = f"checkpoint {size}", stored.get(size), recorded.get(size)
+        if row is None and event is not None:
+            yield Problem("checkpoint", where, f"the checkpoint that event {event.seq} records", "none")
+        elif row is None or where in named:
+            continue
+        elif event is None and row["tree_size"] >= since:
+            yield Problem("checkpoint", where, "an event that records it", "none")
+        elif event is not None and _differs(row, event):
+            yield Problem("checkpoint", where, f"the checkpoint that event {event.seq} records", "another")
+
+
+def _differs(row: Row, event: Event) -> bool:
+    return log_checkpoints.recorded(row["root"], row["envelope"], row["note"]) != dict(
+        cast(Mapping[str, Any], event.body)
+    )
 
 
 def _refused(read: Sequence[SignedCheckpoint], known: Known) -> list[Problem]:

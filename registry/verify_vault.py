@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import vault_entries
+from . import vault_binding, vault_entries
 from .blobs import Blobs
 from .errors import RegistryError
 from .registry import Registry
 from .snapshot import said
 from .tables import Row
 from .types import Problem
-from .vault_keyring import ID_FILE
+from .vault_id import ID_FILE
 from .vault_keys import SUBJECT_FILE
 from .vault_sources import MASTER_FILE, NEXT_FILE
 
@@ -30,13 +30,16 @@ class VaultCheck:
     unopened: int
 
 
-def check(reg: Registry, requests: Sequence[Row], *, deep: bool) -> VaultCheck:
-    """Look at the entry of each request; `deep` reads each, and opens it where the master key is at hand."""
+def check(reg: Registry, requests: Sequence[Row], *, deep: bool, vault: str | None = None) -> VaultCheck:
+    """Look at the entry of each request; `deep` reads each, and opens it where the master key is at hand.
+
+    `vault` is the id of the one that the events name.
+    """
     wanted = sum(row["shredding_at"] is None and row["shredded_at"] is None for row in requests)
     if not reg.vault.folder.is_dir():
         return VaultCheck((), 0, wanted)
     key = deep and reg.vault.keys.at_hand()
-    problems = list(_subject_problems(reg, key))
+    problems = [*_id_problems(reg, vault), *_subject_problems(reg, key)]
     opened = 0
     for row in requests:
         try:
@@ -63,6 +66,17 @@ def strays(reg: Registry, requests: Sequence[Row]) -> Iterator[str]:
         for name in _files(reg.blobs.folder):
             if not reg.blobs.owns(name):
                 yield _shown(f"blobs/{name}")
+
+
+def _id_problems(reg: Registry, wanted: str | None) -> Iterator[Problem]:
+    """Another vault than the registry's: a second host with one of its own, or a folder mixed up."""
+    try:
+        found = vault_binding.identity(reg.vault)
+    except (RegistryError, OSError) as error:
+        yield Problem("vault-damaged", ID_FILE, "the id of the vault", said(error))
+        return
+    if wanted is not None and found is not None and found != wanted:
+        yield Problem("vault-other", ID_FILE, f"the vault {wanted}", found)
 
 
 def _subject_problems(reg: Registry, key: bool) -> Iterator[Problem]:

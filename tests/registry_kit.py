@@ -19,6 +19,7 @@ from efface.registry import (
     open_request,
     record_audit,
     seal_adapter,
+    step_request,
 )
 
 BASE = "sha256:" + "b" * 64
@@ -71,6 +72,13 @@ def ask(reg: Registry, payload: bytes = CANARY.encode(), **changes: Any) -> str:
     """Open a request; returns its id."""
     values: dict[str, Any] = {"basis": "test", "n_items": 1, "actor": "ana", **changes}
     return open_request(reg, payload=payload, **values).id
+
+
+def accept(reg: Registry, request_id: str) -> str:
+    """What people decide before a request on a legal basis is trained for; returns its id."""
+    for state in ("VERIFIED", "ACCEPTED"):
+        step_request(reg, request_id, state, actor="dora")
+    return request_id
 
 
 def seal(reg: Registry, folder: Path, request_ids: Sequence[str], **changes: Any) -> Adapter:

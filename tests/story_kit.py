@@ -19,7 +19,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lifecycle_kit import MERGED
-from registry_kit import BASE, CANARY, Clock, ask, audited, contents, lora, seal
+from registry_kit import BASE, CANARY, Clock, accept, ask, audited, contents, lora, seal
 
 from efface.registry import (
     Adapter,
@@ -94,10 +94,16 @@ class Wish:
     """A request as the model has it."""
 
     subject: str | None
+    legal: bool = False
     state: str = "RECEIVED"
     shredded: bool = False
     extended: bool = False
     claim: str | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Nothing moves it on before people have verified and accepted it."""
+        return self.legal and self.state in ("RECEIVED", "VERIFIED")
 
 
 @dataclass
@@ -148,6 +154,9 @@ class Model:
         held = {request for digest in version.held for request in self.adapters[digest].requests}
         made = {request for request, _ in self.evidence} if version.composition.base == MERGED else set[str]()
         return held | made
+
+    def undecided(self, version: Version) -> bool:
+        return any(self.wishes[name].undecided for name in self.answered(version))
 
     def in_force(self) -> set[str]:
         return set(chain.from_iterable(map(self.answered, self.versions("ACTIVE"))))
@@ -232,6 +241,9 @@ class Story(RuleBasedStateMachine):
         self.reg = self.open()
         for name in ("gdpr17", "test"):
             self.ask(name, None)
+            if name != "test":
+                accept(self.reg, f"req-{len(self.model.wishes):06d}")
+                self.model.wishes[f"req-{len(self.model.wishes):06d}"].state = "ACCEPTED"
             self.learn([f"req-{len(self.model.wishes):06d}"], None)
 
     def teardown(self) -> None:
@@ -289,7 +301,7 @@ class Story(RuleBasedStateMachine):
     def ask(self, basis: str, subject: str | None) -> None:
         request_id = ask(self.reg, basis=basis, subject_ref=subject)
         assert request_id == f"req-{len(self.model.wishes) + 1:06d}"
-        self.model.wishes[request_id] = Wish(subject)
+        self.model.wishes[request_id] = Wish(subject, legal=basis != "test")
 
     @precondition(lambda self: self.model.wishes)
     @rule(data=st.data(), to=st.sampled_from(sorted(BY_HAND)))
@@ -361,7 +373,10 @@ class Story(RuleBasedStateMachine):
         record = lambda: record_evidence(self.reg, request_id, method=method, **values)  # noqa: E731
         if (request_id, method) in self.model.evidence and wish.state not in ENDED:
             self.unchanged(record)
-        elif self.expect(Conflict if wish.state in ENDED else None, record) is not None:
+            return
+        served = any(one.composition.base == MERGED for one in self.model.versions("ACTIVE"))
+        refused = wish.state in ENDED or (wish.undecided and served)
+        if self.expect(Conflict if refused else None, record) is not None:
             self.model.evidence.add((request_id, method))
             if wish.state not in IN_FORCE and request_id in self.model.in_force():
                 wish.state = "RELEASED"
@@ -379,7 +394,8 @@ class Story(RuleBasedStateMachine):
     def learn(self, chosen: Iterable[str], on: Composition | None) -> None:
         self.seed += 1
         folder = lora(self.work / str(self.seed), self.seed)
-        refused = any(self.model.wishes[name].state not in TRAINABLE for name in chosen)
+        wishes = [self.model.wishes[name] for name in chosen]
+        refused = any(wish.state not in TRAINABLE or wish.undecided for wish in wishes)
         made = self.expect(
             Conflict if refused else None,
             lambda: seal(self.reg, folder, sorted(chosen), trained_on=on.digest if on else None),
@@ -493,6 +509,7 @@ class Story(RuleBasedStateMachine):
             GateFailed
             if unaudited
             else self.model.turn(channel, number, "CANDIDATE" if audit else "APPROVED")
+            or (Conflict if self.model.undecided(version) else None)
         )
         if self.expect(error, activate) is not None:
             version.audit = audit or version.audit

@@ -38,6 +38,7 @@ def everything_happened(work: Path) -> Path:
         legal = ask(reg, basis="gdpr17", subject_ref="Zoë", received_at=received)
         extend_request(reg, legal, months=2, reason="many rows", actor="ana")
         step_request(reg, legal, "VERIFIED", actor="ana")
+        step_request(reg, legal, "ACCEPTED", actor="ana")
         first = seal(reg, lora(work / "first", 1), [legal])
         release(reg, stack([first]))
         above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)

@@ -79,6 +79,12 @@ def opening(at: Place, rows: str) -> tuple[object, ...]:
     return ("request", "open", "--forget", at.root / f"{rows}.jsonl", *files, "--basis", "copyright")
 
 
+def decide(at: Place, request: str) -> None:
+    """What people do before a request on a legal basis is trained for."""
+    for verb in ("verify", "accept"):
+        assert at.ask("request", verb, request).code == 0
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Place:
     """Two requests, stacked; the second rolled back, then added again and the first rolled back."""
@@ -87,9 +93,11 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Place:
     ran["request open"] = at.ask(*opening(at, "one"), "--subject-ref", "Zoë Zebra")
     ran["request list"] = at.ask("request", "list")
     ran["request show"] = at.ask("request", "show", ONE)
+    decide(at, ONE)
     ran["unlearn"] = at.work("unlearn", ONE)
     ran["release create"] = at.work("release", "create", "prod", "--add", ONE)
     ran["open two"] = at.ask(*opening(at, "two"))
+    decide(at, TWO)
     ran["unlearn two"] = at.work("unlearn", TWO)
     ran["stack"] = at.work("release", "create", "prod", "--add", TWO)
     ran["release show"] = at.ask("release", "show", "prod")
@@ -118,6 +126,7 @@ def never(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Place:
     at = place(tmp_path_factory.mktemp("never"), tiny_llama)
     ran = at.ran
     ran["open"] = at.ask(*opening(at, "one"))
+    decide(at, ONE)
     ran["unlearn"] = at.work("unlearn", ONE)
     ran["release"] = at.work("release", "create", "prod", "--add", ONE)
     return at
@@ -159,9 +168,24 @@ def test_what_is_printed_is_what_the_schema_says(story: Place, never: Place) -> 
     conforms("request lengths", never.work("request", "lengths", ONE).json)
 
 
+def test_nothing_is_trained_for_a_legal_request_before_people_decided(never: Place, tmp_path: Path) -> None:
+    at = never.copied(tmp_path / "registry")
+    at.ask(*opening(at, "two"))
+    before = contents(at.registry)
+    for verb, others in (("verify", " && efface request accept req-000002"), ("accept", "")):
+        refused = at.ask("unlearn", TWO, "--model", tmp_path / "no-model")  # refused before it is looked for
+        assert (refused.code, refused.out) == (2, "")
+        assert f"Decide on it first: efface request {verb} {TWO}{others}" in refused.err
+        assert contents(at.registry) == before
+        assert at.ask("request", verb, TWO).code == 0
+        before = contents(at.registry)
+    assert "no-model" in at.ask("unlearn", TWO, "--model", tmp_path / "no-model").err
+
+
 def test_a_candidate_is_let_through_in_two_steps(never: Place, tmp_path: Path) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     at.work("unlearn", TWO)
     made = at.work("release", "create", "prod", "--add", TWO, "--no-activate")
     assert (made.code, made.json["state"], made.json["verdict"]) == (0, "CANDIDATE", "pass")
@@ -176,6 +200,7 @@ def test_an_adapter_under_another_is_removed_after_an_audit_of_what_is_left(
 ) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     at.work("unlearn", TWO, "--on", "prod")
     at.work("release", "create", "prod", "--add", TWO)
     removal = ("release", "rollback", "prod", "--remove", ONE, "--reason", "licence agreed")
@@ -390,6 +415,7 @@ def test_an_adapter_in_a_folder_is_audited_without_a_registry(story: Place, tmp_
 def test_a_failed_gate_is_exit_1_and_the_channel_serves_what_it_served(never: Place, tmp_path: Path) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     failed = at.work("unlearn", TWO, recipe="strict")
     assert (failed.code, failed.json["verdict"]) == (1, "fail")
     assert "Audit FAILED" in failed.err
@@ -445,6 +471,7 @@ def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place,
 def test_what_is_made_is_signed_where_a_key_is_at_hand(never: Place, tmp_path: Path) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     key, pem = tmp_path / "key", tmp_path / "key.pub"
     assert efface("key", "generate", "--out", key, "--public", pem).code == 0
     signed = {"EFFACE_SIGNING_KEY_FILE": str(key)}
@@ -472,6 +499,7 @@ def test_what_is_made_is_signed_where_a_key_is_at_hand(never: Place, tmp_path: P
 def test_a_run_that_diverges_is_exit_1_and_leaves_nothing(never: Place, tmp_path: Path) -> None:
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     before = contents(at.registry)
     failed = at.work("unlearn", TWO, "--set", "learning_rate=1e38", "--set", "max_grad_norm=1e38")
     assert failed.code == 1

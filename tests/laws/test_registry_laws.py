@@ -15,7 +15,19 @@ import pytest
 import safetensors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from registry_kit import BASE, answered, contents, framed, lora, release, seal, stack, tensors, weights_file
+from registry_kit import (
+    BASE,
+    accept,
+    answered,
+    contents,
+    framed,
+    lora,
+    release,
+    seal,
+    stack,
+    tensors,
+    weights_file,
+)
 
 from efface.registry import (
     Composition,
@@ -200,7 +212,7 @@ def test_forgotten_text_and_its_subject_are_in_no_byte(subject: str, rows: str) 
     values = {"basis": "gdpr17", "n_items": 1, "subject_ref": subject, "actor": "a"}
     with tempfile.TemporaryDirectory() as folder, Registry.open(f"{folder}/registry", create=True) as reg:
         request = open_request(reg, payload=payload, **values)
-        seal(reg, lora(Path(folder) / "lora"), [request.id])
+        seal(reg, lora(Path(folder) / "lora"), [accept(reg, request.id)])
         stored = b"\n".join(data for _, data in contents(reg.root).values())
     for secret in (payload, subject.encode(), subject.strip().encode()):
         forms = [secret, *(secret.decode().encode(code) for code in ("utf-16-le", "utf-16-be"))]

@@ -194,6 +194,8 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         ("request", "evidence", "req-000001", *retrained, "--audit", proof, "--base-withdrawn"),
         ("audit", "show", proof),
         ("vault", "drop-key-file"),
+        ("vault", "drop-orphans"),
+        ("vault", "bind", *why),
         ("key", "add", public, "--name", "x", "--role", "operator", "--role", "approver"),
         ("attest", "adapter", one, "--builder", "https://example.com/gpu-1", "--key", tmp_path / "key"),
         ("attest", "release", "prod", 1, "--key", tmp_path / "key"),

@@ -1,6 +1,7 @@
 """`efface gc`, `vault`, `log`, `verify` and `doctor`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,50 @@ def test_a_key_file_that_is_needed_is_kept(home: Path) -> None:
     assert checked(home, "vault", "drop-key-file")["done"] is False
     assert efface("vault", "drop-key-file", "--yes", "--registry", home).code == 2
     assert (home / "vault" / "master.key").exists()
+
+
+def test_orphans_are_planned_then_destroyed(home: Path) -> None:
+    with Registry.open(home) as reg:
+        for number in (8, 9):
+            reg.vault.put(f"req-00000{number}", b"rows that no event names")
+    before = contents(home)
+    assert "efface vault drop-orphans" in efface("verify", "--deep", "--registry", home).err
+    plan = checked(home, "vault", "drop-orphans")
+    assert (plan["done"], [one["name"] for one in plan["plan"]]) == (
+        False,
+        ["req-000008.json", "req-000009.json"],
+    )
+    text = efface("vault", "drop-orphans", "req-000009.json", "--registry", home)
+    assert (text.code, "req-000008" in text.out) == (0, False)
+    assert "no way back" in text.err
+    assert efface("vault", "drop-orphans", "req-000001.json", "--yes", "--registry", home).code == 2
+    assert contents(home) == before
+    done = checked(home, "vault", "drop-orphans", "req-000009.json", "--yes")
+    assert (done["done"], [one["name"] for one in done["plan"]]) == (True, ["req-000009.json"])
+    assert checked(home, "verify", "--deep")["extras"] == ["vault/req-000008.json"]
+    checked(home, "vault", "drop-orphans", "--yes")
+    assert checked(home, "vault", "drop-orphans") == {"done": False, "plan": []}
+    assert checked(home, "verify", "--deep")["extras"] == []
+
+
+def test_another_vault_is_refused_named_and_bound_when_asked_for(home: Path, tmp_path: Path) -> None:
+    mine = checked(home, "vault", "show")["id"]
+    with Registry.open(tmp_path / "other", create=True) as reg:
+        ask(reg)
+    shutil.move(home / "vault", tmp_path / "away")
+    shutil.copytree(tmp_path / "other/vault", home / "vault")
+    refused = efface("request", "list", "--registry", home)
+    assert (refused.code, refused.out, mine in refused.err) == (2, "", True)
+    assert "efface vault bind" in refused.err
+    verified = efface("verify", "--registry", home)
+    assert (verified.code, f"vault-other: vault.id: expected the vault {mine}" in verified.out) == (3, True)
+    assert efface("doctor", "--registry", home).code == 1
+    plan = checked(home, "vault", "bind", "--reason", "disk lost")
+    assert (plan["done"], plan["plan"]["old"], plan["plan"]["missing"]) == (False, mine, ["req-000002"])
+    assert efface("request", "list", "--registry", home).code == 2
+    done = checked(home, "vault", "bind", "--reason", "disk lost", "--yes")
+    assert (done["done"], checked(home, "vault", "show")["id"]) == (True, done["plan"]["new"])
+    assert efface("request", "list", "--registry", home).code == 0
 
 
 def test_a_registry_without_a_vault_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from lifecycle_kit import alone, proven, serve
-from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
+from registry_kit import BASE, Clock, accept, answered, ask, audited, lora, release, seal, stack
 from vault_kit import SECRET, leaks, traces
 
 from efface.registry import (
@@ -117,6 +117,7 @@ def test_a_whole_life(loud: Registry, tmp_path: Path, caplog: pytest.LogCaptureF
         ledger.append(tx, "request.verified", request_id, {})
         assert (root / "registry.db-journal").exists()
         quiet()
+    step_request(reg, request_id, "ACCEPTED", actor="ana")
     assert read_payload(reg, request_id) == SECRET.encode()
     assert [one.id for one in requests_of_subject(reg, SUBJECT)] == [request_id]
     extend_request(reg, request_id, months=1, reason="many rows", actor="ana")
@@ -337,7 +338,7 @@ def test_nothing_is_left_after_shredding(loud: Registry, tmp_path: Path) -> None
         (root / place / "rows.jsonl").write_text(SECRET)
     entry = reg.vault.path(request_id).read_bytes()
     wrapped, ciphertext = entry.partition(b"\n")[0], entry.partition(b"\n")[2]
-    release(reg, stack([seal(reg, lora(tmp_path / "lora"), [request_id])]))
+    release(reg, stack([seal(reg, lora(tmp_path / "lora"), [accept(reg, request_id)])]))
     assert leaks(root, MARKS) != []
     shred_request(reg, request_id, actor="ana")
     assert leaks(root, MARKS | {wrapped, ciphertext[:32]}) == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from lifecycle_kit import MERGED, alone, proven, rejected, released, serve, shredded, state
-from registry_kit import BASE, ask, audited, lora, release, seal, stack
+from registry_kit import BASE, accept, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
     Conflict,
@@ -74,6 +74,9 @@ def test_erasing_needs_no_adapter(reg: Registry) -> None:
     proven(reg, request_id, method="shard")
     assert state(reg, request_id) == "RECEIVED"
     rejected(reg, Conflict, lambda: close(reg, request_id), "shredded")
+    with pytest.raises(Conflict, match="accepted by a person"):
+        serve(reg, alone())
+    accept(reg, request_id)
     serve(reg, alone())
     assert state(reg, request_id) == "RELEASED"
     shred_request(reg, request_id, actor="ana")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lifecycle_kit import rejected
-from registry_kit import Clock, answered, ask, contents, lora, release, seal, stack
+from registry_kit import Clock, accept, answered, ask, contents, lora, release, seal, stack
 
 from efface.registry import (
     Conflict,
@@ -235,7 +235,7 @@ def test_what_is_rolled_back_is_due_again(reg: Registry, tmp_path: Path) -> None
     clock_of(reg).now = at(2026, 2, 1)
     request_id, adapter = answered(reg, tmp_path, 1)
     legal = asked(reg, at(2026, 1, 31), basis="gdpr17")
-    mine = seal(reg, lora(tmp_path / "legal", 7), [legal])
+    mine = seal(reg, lora(tmp_path / "legal", 7), [accept(reg, legal)])
     release(reg, stack([adapter, mine]))
     clock_of(reg).now = at(2027, 1, 1)
     assert list_requests(reg, overdue=True) == []

@@ -20,11 +20,19 @@ from efface.registry import (
     checkpoints,
     database,
     dsse,
+    ledger,
     log,
     merkle,
 )
+from efface.registry.canon import digest_bytes
 from efface.registry.keys import add_key, revoke_key
-from efface.registry.log_checkpoints import consistency, inclusion, list_checkpoints, make_checkpoint
+from efface.registry.log_checkpoints import (
+    consistency,
+    inclusion,
+    list_checkpoints,
+    make_checkpoint,
+    recorded,
+)
 from efface.registry.trust import KeyRefused
 
 
@@ -45,7 +53,7 @@ def told(reg: Registry, tmp_path: Path) -> Registry:
 
 def test_a_checkpoint_is_the_root_of_all_events(told: Registry) -> None:
     made = make(told)
-    leaves = [merkle.leaf_of(event.hash) for event in log(told)]
+    leaves = [merkle.leaf_of(event.hash) for event in log(told)[:-1]]
     assert made.checkpoint.tree_size == len(leaves) > 15
     assert made.checkpoint.root == merkle.text_of(merkle.root(leaves))
     assert made.keys == (key_id("log"),)
@@ -56,13 +64,32 @@ def test_a_checkpoint_is_the_root_of_all_events(told: Registry) -> None:
     assert list_checkpoints(told) == [made]
 
 
-def test_it_appends_no_event_and_twice_is_once(told: Registry) -> None:
+def test_it_is_the_next_event_and_twice_is_once(told: Registry) -> None:
     before = log(told)
-    made = make(told)
+    made = make_checkpoint(told, private("log"), origin=ORIGIN, actor="ana")
     after = contents(told.root)
     assert make(told) == made
     assert contents(told.root) == after
-    assert log(told) == before
+    *rest, event = log(told)
+    assert rest == before
+    assert (event.kind, event.actor, event.subject_id) == ("checkpoint.signed", "ana", str(len(before)))
+    assert event.body == {
+        "root": made.checkpoint.root,
+        "envelope": digest_bytes(made.envelope.encode()),
+        "note": digest_bytes(made.note.encode()),
+    }
+
+
+def test_an_event_of_another_checkpoint_is_no_event(told: Registry) -> None:
+    made = make(told)
+    body = recorded(made.checkpoint.root, made.envelope, made.note)
+    for size, changed in (
+        (len(log(told)) - 1, body),
+        (len(log(told)), {}),
+        (len(log(told)), {**body, "x": 1}),
+    ):
+        with pytest.raises(BrokenRegistry), told.write("eve") as tx:
+            ledger.append(tx, "checkpoint.signed", str(size), changed)
 
 
 def test_the_next_one_goes_on_from_the_frontier(told: Registry) -> None:
@@ -72,7 +99,7 @@ def test_the_next_one_goes_on_from_the_frontier(told: Registry) -> None:
     edit(told, "DROP TRIGGER event_is_never_deleted")
     edit(told, f"DELETE FROM event WHERE seq < {first.checkpoint.tree_size}")
     second = make(told)
-    assert second.checkpoint.tree_size == first.checkpoint.tree_size + 5
+    assert second.checkpoint.tree_size == first.checkpoint.tree_size + 6
     assert second.checkpoint.at > first.checkpoint.at
     assert list_checkpoints(told) == [first, second]
 
@@ -100,7 +127,7 @@ def test_a_compromised_key_gives_way_to_a_new_one(told: Registry) -> None:
     with pytest.raises(KeyRefused):
         make(told)
     made = make(told, 8)
-    assert made.checkpoint.tree_size == len(log(told))
+    assert made.checkpoint.tree_size == len(log(told)) - 1
     revoke_key(told, key_id(8), reason="compromised", actor="root")
     add_key(told, pem(7), name="log 3", roles=["log"], actor="root")
     assert make(told, 7).keys == (key_id(7),)

@@ -148,7 +148,7 @@ def test_an_unknown_request_is_not_found(reg: Registry, request_id: str) -> None
 def test_vault_files_are_private(reg: Registry) -> None:
     ask(reg)
     modes = {path.name: path.stat().st_mode & 0o777 for path in reg.vault.folder.iterdir()}
-    assert modes == dict.fromkeys(("master.key", "subject.key", "req-000001.json"), 0o600)
+    assert modes == dict.fromkeys(("master.key", "subject.key", "vault.id", "req-000001.json"), 0o600)
     assert reg.vault.folder.stat().st_mode & 0o777 == 0o700
 
 

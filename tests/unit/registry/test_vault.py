@@ -337,7 +337,7 @@ def test_discarding_leaves_nothing(vault: Vault) -> None:
     vault.put(ONE, PAYLOAD)
     vault.discard(ONE)
     vault.discard(ONE)
-    assert sorted(path.name for path in vault.folder.iterdir()) == ["master.key", "subject.key"]
+    assert sorted(path.name for path in vault.folder.iterdir()) == ["master.key", "subject.key", "vault.id"]
 
 
 def test_a_rotation_changes_the_key_and_nothing_else(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_a_file_that_is_named(vault: Vault, tmp_path: Path, monkeypatch: pytest.
     path = key_file(tmp_path / "elsewhere.key", 3)
     monkeypatch.setenv("EFFACE_VAULT_KEY_FILE", str(path))
     vault.put(ONE, PAYLOAD)
-    assert sorted(p.name for p in vault.folder.iterdir()) == ["req-000001.json", "subject.key"]
+    assert sorted(p.name for p in vault.folder.iterdir()) == ["req-000001.json", "subject.key", "vault.id"]
     link = tmp_path / "link.key"  # as container platforms mount secrets
     link.symlink_to(path)
     monkeypatch.setenv("EFFACE_VAULT_KEY_FILE", str(link))

@@ -13,7 +13,7 @@ import pytest
 from proof_kit import ORIGIN, key_id, pem, private, signed_story
 from registry_kit import Clock, ask
 
-from efface.registry import Registry, canonical, checkpoints, database, dsse, ledger, log, verify
+from efface.registry import Registry, canonical, checkpoints, database, dsse, ledger, log, merkle, verify
 from efface.registry.attest import attest_audit
 from efface.registry.canon import parse
 from efface.registry.checkpoints import Checkpoint
@@ -91,7 +91,7 @@ def test_a_signed_registry_is_whole(told: Registry) -> None:
 def test_a_rewritten_event_shows_at_every_checkpoint_after_it(told: Registry) -> None:
     small, large = checkpoint_sizes(told)
 
-    rewrite(told, lambda events: [*events[:-1], replace(events[-1], actor="eve")])
+    rewrite(told, lambda events: [*events[:-2], replace(events[-2], actor="eve"), events[-1]])
     assert found(told) == [("checkpoint", f"checkpoint {large}")]
     rewrite(told, lambda events: [replace(event, actor="eve") for event in events])
     kinds = found(told)
@@ -100,6 +100,8 @@ def test_a_rewritten_event_shows_at_every_checkpoint_after_it(told: Registry) ->
 
 def test_a_truncated_ledger_is_named(told: Registry) -> None:
     _, large = checkpoint_sizes(told)
+    rewrite(told, lambda events: events[:-1])
+    assert found(told) == [("checkpoint", f"checkpoint {large}")]  # its event is gone
     rewrite(told, lambda events: events[:-1])
     (problem,) = [p for p in verify(told).problems if p.kind == "checkpoint"]
     assert (problem.where, problem.expected, problem.found) == (
@@ -110,7 +112,7 @@ def test_a_truncated_ledger_is_named(told: Registry) -> None:
 def test_a_witness_shows_it_even_where_the_checkpoints_were_removed_or_made_anew(told: Registry) -> None:
     witness = [one.checkpoint for one in list_checkpoints(told)]
     execute(told, "DELETE FROM checkpoint")
-    rewrite(told, lambda events: events[:-1])
+    rewrite(told, lambda events: [e for e in events[:-2] if e.kind != "checkpoint.signed"])
     make_checkpoint(told, private("log"), origin=ORIGIN)
     assert "checkpoint" not in {kind for kind, _ in found(told)}
     assert ("checkpoint", f"witness {witness[1].tree_size}") in found(told, witness)
@@ -148,6 +150,53 @@ def _resigned(told: Registry, made: Checkpoint, signer: Any) -> None:
         "UPDATE checkpoint SET root = ?, at = ?, envelope = ?, note = ? WHERE tree_size = ?",
         made.root, made.at, envelope, note, made.tree_size,
     )  # fmt: skip
+
+
+def test_a_removed_checkpoint_is_named(told: Registry) -> None:
+    small, large = checkpoint_sizes(told)
+    execute(told, "DELETE FROM checkpoint WHERE tree_size = ?", small)
+    (problem,) = verify(told).problems
+    assert (problem.kind, problem.where, problem.found) == ("checkpoint", f"checkpoint {small}", "none")
+    assert problem.expected == f"the checkpoint that event {small + 1} records"
+    execute(told, "DELETE FROM checkpoint")
+    assert found(told) == [("checkpoint", f"checkpoint {small}"), ("checkpoint", f"checkpoint {large}")]
+
+
+def test_a_checkpoint_signed_anew_is_named_even_with_the_log_s_own_key(told: Registry) -> None:
+    made = list_checkpoints(told)[1].checkpoint
+    _resigned(told, replace(made, at="2026-03-05T00:00:00.000000Z"), private("log"))
+    (problem,) = verify(told).problems
+    assert (problem.kind, problem.found) == ("checkpoint", "another")
+
+
+def test_a_checkpoint_that_no_event_records_is_named(told: Registry) -> None:
+    """One more, of true events and well signed, is still not what the registry did."""
+    ask(told)
+    _, large = checkpoint_sizes(told)
+    frontier = merkle.Frontier().extend(merkle.leaf_of(event.hash) for event in log(told))
+    made = Checkpoint(ORIGIN, frontier.size, merkle.text_of(frontier.root), "2026-04-05T00:00:00.000000Z")
+    execute(
+        told,
+        "INSERT INTO checkpoint (tree_size, root, at, frontier, envelope, note) VALUES (?, ?, ?, ?, ?, ?)",
+        made.tree_size, made.root, made.at, canonical(frontier.record()).decode(),
+        checkpoints.sign(made, [private("log")]).to_json().decode(), checkpoints.sign_note(made, private("log")),
+    )  # fmt: skip
+    assert made.tree_size > large
+    (problem,) = verify(told).problems
+    assert (problem.where, problem.expected) == (f"checkpoint {made.tree_size}", "an event that records it")
+
+
+def test_checkpoints_of_before_there_were_events_of_them_go_on_verifying(told: Registry) -> None:
+    """As efface wrote them before: the rows alone. The next one is recorded, and they stay what they are."""
+    small, _ = checkpoint_sizes(told)
+    rewrite(told, lambda events: events[:small])
+    execute(told, "DELETE FROM checkpoint WHERE tree_size > ?", small)
+    assert verify(told).ok
+    assert make_checkpoint(told, private("log"), origin=ORIGIN).checkpoint.tree_size == small
+    ask(told)
+    assert make_checkpoint(told, private("log"), origin=ORIGIN).checkpoint.tree_size == small + 1
+    assert verify(told).ok
+    assert verify(told).checkpoints == 2
 
 
 @pytest.mark.parametrize("signer", ["auditor", "operator", 9])
