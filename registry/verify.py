@@ -113,8 +113,15 @@ def _differences(stored: Mapping[str, Mapping[str, Row]], expected: MemoryTables
         found, wanted = stored[table], expected.dump(table)
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
-                values = (str(wanted.get(key, "no row")), str(found.get(key, "no row")))
-                yield Problem("projection", f"{table}[{key}]", *values)
+                yield Problem("projection", f"{table}[{key}]", *_apart(wanted.get(key), found.get(key)))
+
+
+def _apart(wanted: Row | None, found: Row | None) -> tuple[str, str]:
+    """The columns in which two rows differ, for people."""
+    if wanted is None or found is None:
+        return str(wanted or "no row"), str(found or "no row")
+    names = [name for name in wanted if wanted[name] != found.get(name)]
+    return str({name: wanted[name] for name in names}), str({name: found.get(name) for name in names})
 
 
 def _listed(reg: Registry) -> tuple[dict[Digest, int] | None, list[Problem]]:
