@@ -57,6 +57,8 @@ def extension(request: ForgetRequest, months: int, now: str) -> str:
         came = f"{now}, past {request.due_at}"
         raise Conflict("an extension within the first month", came, "Answer it: it is overdue.")
     received = parse_timestamp(request.received_at)
-    if timestamp(months_later(received, 1)) != request.due_at:  # counted in another zone, which is not known here
+    if (
+        timestamp(months_later(received, 1)) != request.due_at
+    ):  # counted in another zone, which is not known here
         return timestamp(months_later(parse_timestamp(request.due_at), months))
     return timestamp(months_later(received, 1 + months))

@@ -34,7 +34,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module", params=["postgres", "postgres+s3"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, bytes]]:
     """The same, out of a Postgres server, and with blobs on S3."""
     work = tmp_path_factory.mktemp("bundles")
     places = [new_backend(request.param, work, request) for _ in range(2)]
@@ -189,7 +191,11 @@ def shape(value: Any) -> Any:
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):
         return [shape(item) for item in value]
-    return value.partition(":")[0] if isinstance(value, str) and value.startswith(("hmac-", "sha256:")) else value
+    return (
+        value.partition(":")[0]
+        if isinstance(value, str) and value.startswith(("hmac-", "sha256:"))
+        else value
+    )
 
 
 def test_a_forger_of_a_bundle_of_each_backend(served: dict[str, bytes], tmp_path: Path) -> None:

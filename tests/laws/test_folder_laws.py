@@ -134,7 +134,16 @@ def test_any_byte_of_a_layout(layout: Path, data: st.DataObject, way: str, mask:
 
 
 names = st.sampled_from(
-    [CONFIG_NAME, WEIGHTS_NAME, CONFIG_NAME.upper(), "README.md", "pytorch_model.bin", "x.PKL", ".hidden", "ü"]
+    [
+        CONFIG_NAME,
+        WEIGHTS_NAME,
+        CONFIG_NAME.upper(),
+        "README.md",
+        "pytorch_model.bin",
+        "x.PKL",
+        ".hidden",
+        "ü",
+    ]
 ) | st.text("ab. \\\n\x7f", min_size=1, max_size=12).filter(lambda name: name not in (".", ".."))
 KINDS = ("whole", "text", "empty", "folder", "link", "dangling", "pipe", "hard link", "sparse", "looped")
 
@@ -171,8 +180,7 @@ def test_a_folder_of_anything(entries: dict[str, str], good: bool) -> None:
             make(place, name, kind, outside)
         try:
             found = read(place)
-        except RegistryError as error:
-            assert "words" not in str(error)
+        except RegistryError:
             whole = {name for name, kind in entries.items() if kind == "whole"}
             assert not {CONFIG_NAME, WEIGHTS_NAME} <= whole or len(entries) > 2
             return

@@ -1,4 +1,4 @@
-"""The forgotten text and who asked are in no byte of a Postgres server, of S3 objects, or of what the clients of both log.
+"""The forgotten text and who asked are in no byte of a Postgres server, of S3 objects, or of their clients' logs.
 
 Searched are what a dump gives, the server's own files (tables, write-ahead log, message log) and every object, in the
 codings of `vault_kit.traces`.

@@ -119,7 +119,12 @@ def test_it_is_due_by_the_earlier_of_two_calendars(moment: datetime, basis: str)
 @pytest.mark.parametrize(
     ("said", "hours", "expected", "extended"),
     [
-        (datetime(2026, 1, 31, 23, 30), -5, "2026-03-01T04:30", "2026-05-01T04:30"),  # of New York: 28 February
+        (
+            datetime(2026, 1, 31, 23, 30),
+            -5,
+            "2026-03-01T04:30",
+            "2026-05-01T04:30",
+        ),  # of New York: 28 February
         (datetime(2026, 2, 28, 23, 0), -5, "2026-03-29T04:00", "2026-05-29T04:00"),  # not 1 April, as in UTC
         (datetime(2026, 10, 31, 0, 30), 2, "2026-11-29T22:30", "2027-01-29T22:30"),  # 30 November there
         (datetime(2026, 3, 1, 0, 30), 2, "2026-03-28T22:30", "2026-05-28T22:30"),  # in UTC of 28 February

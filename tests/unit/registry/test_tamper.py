@@ -41,7 +41,12 @@ def others(value: Any, table: Table, column: str) -> list[Any]:
     if value is None:
         return ["x"]
     middle = len(value) // 2
-    return [value[:middle] + chr(ord(value[middle : middle + 1] or "a") ^ 1) + value[middle + 1 :], value + " ", "", None]
+    return [
+        value[:middle] + chr(ord(value[middle : middle + 1] or "a") ^ 1) + value[middle + 1 :],
+        value + " ",
+        "",
+        None,
+    ]
 
 
 def attempts(path: Path, table: Table, column: str, which: slice) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The same tampering where the rows are Postgres's and the blobs objects of S3: `verify` names exactly the culprit.
 
-Each column of each table, in some of its rows and at both ends and the middle of its text; each object, at as many places.
+Each column of each table, in some of its rows, at both ends and the middle of its text; each object, in several ways.
 Rows are changed past the triggers, as whoever owns the server can.
 """
 
