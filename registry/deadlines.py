@@ -4,11 +4,14 @@ GDPR Art. 12(3): an answer within one month of receipt, extended by two further 
 being told of the extension and its reasons within the first month. The UK GDPR is the same; the CCPA's 45 days are
 never earlier than a month, so a month holds for it too. Art. 12(3) counts from receipt; when the day does not exist
 in the later month, its last day is meant (Regulation 1182/71, Art. 3(2)(c)).
+
+The same moment can be another day in another zone: 23:00 on 28 February in New York is 1 March in UTC, due on
+28 March or on 1 April. Months are counted in the zone that receipt is stated in and in UTC; the earlier day holds.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from .canon import months_later, parse_timestamp, timestamp
 from .errors import Conflict
@@ -22,7 +25,10 @@ ANSWERED = ("RELEASED", "SHREDDED", "CLOSED", "REFUSED", "WITHDRAWN")
 
 def due(basis: str, received: datetime) -> str | None:
     """The moment by which a request on this basis is to be answered; None for bases without a deadline."""
-    return timestamp(months_later(received, 1)) if basis in PRIVACY_BASES else None
+    if basis not in PRIVACY_BASES:
+        return None
+    as_said = months_later(received.replace(tzinfo=UTC), 1).replace(tzinfo=received.tzinfo)
+    return timestamp(min(months_later(received, 1), as_said))
 
 
 def effective(request: ForgetRequest) -> str | None:
@@ -37,7 +43,8 @@ def overdue(request: ForgetRequest, now: str) -> bool:
 
 
 def extension(request: ForgetRequest, months: int, now: str) -> str:
-    """The new moment, `months` after the first one, counted from receipt. Raises Conflict where none is allowed."""
+    """The new moment, `months` after the first one, counted from receipt (from the first one where that
+    was counted in a zone of its own: never later than that zone's). Raises Conflict where none is allowed."""
     if request.due_at is None:
         came = f"{request.id}, which has none on basis {request.basis}"
         raise Conflict("a request with a due date", came, "There is nothing to extend.")
@@ -49,4 +56,9 @@ def extension(request: ForgetRequest, months: int, now: str) -> str:
     if now > request.due_at:
         came = f"{now}, past {request.due_at}"
         raise Conflict("an extension within the first month", came, "Answer it: it is overdue.")
-    return timestamp(months_later(parse_timestamp(request.received_at), 1 + months))
+    received = parse_timestamp(request.received_at)
+    if (
+        timestamp(months_later(received, 1)) != request.due_at
+    ):  # counted in another zone, which is not known here
+        return timestamp(months_later(parse_timestamp(request.due_at), months))
+    return timestamp(months_later(received, 1 + months))

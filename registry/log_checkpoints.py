@@ -139,8 +139,9 @@ def stored(row: Row) -> SignedCheckpoint:
         head = checkpoints.parse_note_text(row["note"].rpartition("\n\n")[0] + "\n")
     except (InvalidInput, LookupError, TypeError, AttributeError, ValueError) as error:
         raise BrokenRegistry(f"{where} as it was stored", type(error).__name__, _VERIFY) from error
-    columns = (row["tree_size"], row["root"], row["at"])
-    if columns != (checkpoint.tree_size, checkpoint.root, checkpoint.at) or head != checkpoint.head:
+    columns = (row["tree_size"], row["root"], row["at"], row["envelope"], row["frontier"])
+    written = (envelope.to_json().decode(), canonical(frontier.record()).decode())
+    if columns != (checkpoint.tree_size, checkpoint.root, checkpoint.at, *written) or head != checkpoint.head:
         raise BrokenRegistry(f"{where} as it was signed", "other columns", _VERIFY)
     if (frontier.size, merkle.text_of(frontier.root)) != (checkpoint.tree_size, checkpoint.root):
         raise BrokenRegistry(f"the frontier of {where}", "that of another tree", _VERIFY)

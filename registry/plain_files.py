@@ -6,6 +6,7 @@ meantime leads outside it.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from . import durable
 from .errors import InvalidInput
 
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EBUSY)
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 
 
@@ -77,9 +79,11 @@ def read_file(folder: int, source: Source, limit: int) -> bytes:
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put `files` (by relative path) into the new or empty `folder`: all of them, or nothing.
 
-    Built beside and renamed in. Raises InvalidInput when something is there already.
+    Built beside and renamed in. Raises InvalidInput when something is there already, RegistryError for a disk that
+    is full or not writable.
     """
-    durable.make_folder(folder.parent)
+    with durable.disk_errors(folder.parent):
+        durable.make_folder(folder.parent)
     work = folder.parent / f"{durable.TEMPORARY}{secrets.token_hex(8)}"
     try:
         for name, data in files.items():
@@ -87,6 +91,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             durable.write_file(work / name, data, 0o644)
         work.rename(folder)
     except OSError as error:
+        if error.errno not in _TAKEN:
+            raise durable.explained(folder, error) from error
         raise InvalidInput(
             "a new or empty folder to write to", type(error).__name__, "Name another."
         ) from error

@@ -61,7 +61,8 @@ def verify(
     if known is not None:
         problems += verify_signatures.check_attestations(expected.tables, known, reg.blobs)
     blobs = {row["digest"]: row for row in expected.tables.find("blob")}
-    problems += _blob_problems(reg, blobs, deep)
+    here, found = _listed(reg)
+    problems += [*found, *(_blob_problems(reg, blobs, here, deep) if here is not None else ())]
     requests = expected.tables.find("forget_request")
     named = vault_binding.named_by(stored.events)
     vault = verify_vault.check(reg, requests, deep=deep, vault=named)
@@ -69,7 +70,7 @@ def verify(
     held = {digest for digest, row in blobs.items() if row["uses"] > 0}
     extras: tuple[str, ...] = ()
     if deep:
-        unnamed = (digest for digest in reg.blobs if digest not in held)
+        unnamed = (digest for digest in sorted(here or ()) if digest not in held)
         extras = (*unnamed, *verify_vault.strays(reg, requests))
     return Verification(
         len(stored.events), len(held), tuple(problems), extras, checkpoints, vault.opened, vault.unopened
@@ -114,16 +115,28 @@ def _differences(stored: Mapping[str, Mapping[str, Row]], expected: MemoryTables
         found, wanted = stored[table], expected.dump(table)
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
-                values = (str(wanted.get(key, "no row")), str(found.get(key, "no row")))
-                yield Problem("projection", f"{table}[{key}]", *values)
+                yield Problem("projection", f"{table}[{key}]", *_apart(wanted.get(key), found.get(key)))
 
 
-def _blob_problems(reg: Registry, referenced: Mapping[str, Row], deep: bool) -> Iterator[Problem]:
+def _apart(wanted: Row | None, found: Row | None) -> tuple[str, str]:
+    """The columns in which two rows differ, for people."""
+    if wanted is None or found is None:
+        return str(wanted or "no row"), str(found or "no row")
+    names = [name for name in wanted if wanted[name] != found.get(name)]
+    return str({name: wanted[name] for name in names}), str({name: found.get(name) for name in names})
+
+
+def _listed(reg: Registry) -> tuple[dict[Digest, int] | None, list[Problem]]:
+    """The size of each blob that is there; None where the store cannot be asked."""
     try:
-        here = {blob.digest: blob.size for blob in reg.blobs.stored()}
+        return {blob.digest: blob.size for blob in reg.blobs.stored()}, []
     except RegistryError as error:
-        yield Problem("blobs", error.expected, "blobs that can be listed", error.came)
-        return
+        return None, [Problem("blobs", error.expected, "blobs that can be listed", error.came)]
+
+
+def _blob_problems(
+    reg: Registry, referenced: Mapping[str, Row], here: Mapping[Digest, int], deep: bool
+) -> Iterator[Problem]:
     for digest in sorted(referenced):
         if referenced[digest]["uses"] == 0:
             continue

@@ -153,11 +153,10 @@ def _leaf(event_hash: str) -> bytes:
 
 
 def _attestation(tables: Tables, known: Known, blobs: BlobStore, row: Row) -> Problem | None:
-    digest = row["digest"]
-    if blobs.size(digest) is None:  # the missing blob is named already
-        return None
-    kind = row["about_kind"]
+    digest, kind = row["digest"], row["about_kind"]
     try:
+        if blobs.size(digest) is None:  # the missing blob is named already
+            return None
         envelope = dsse.parse(blobs.read(digest))
         signed = accepted(
             envelope, known, approvals.ROLES[kind], row["at"], row["seq"], statements.PAYLOAD_TYPE

@@ -29,7 +29,7 @@ def key_id(role: str | int) -> str:
     return signing.key_id(pem(role))
 
 
-def trusting(reg: Registry, role: str, **changes: Any) -> TrustedKey:
+def trusting(reg: Registry, role: str | int, **changes: Any) -> TrustedKey:
     """Add the key of a role."""
     values: dict[str, Any] = {"name": f"{role} 1", "roles": [role], "actor": "root", **changes}
     return add_key(reg, pem(role), **values)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle_kit import MERGED, alone, proven
+from proof_kit import BUILDER, ORIGIN, key_id, private, trusting
 from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
@@ -24,6 +25,9 @@ from efface.registry import (
     step_request,
     withdraw_release,
 )
+from efface.registry.attest import attest_adapter, attest_audit, attest_release
+from efface.registry.keys import revoke_key
+from efface.registry.log_checkpoints import make_checkpoint
 from efface.registry.tables import ALL
 
 Rows = Mapping[str, Mapping[str, tuple[Any, ...]]]
@@ -31,36 +35,49 @@ TRIGGERS = ("event_is_never_updated", "event_is_never_deleted", "event_follows_t
 
 
 def everything_happened(work: Path) -> Path:
-    """Every kind of event of requests, adapters, audits, evidence and releases."""
+    """A folder in which `tell` was told."""
     root = work / "registry"
     with Registry.open(root, create=True, clock=Clock()) as reg:
-        received = datetime(2026, 2, 27, tzinfo=UTC)
-        legal = ask(reg, basis="gdpr17", subject_ref="Zoë", received_at=received)
-        extend_request(reg, legal, months=2, reason="many rows", actor="ana")
-        step_request(reg, legal, "VERIFIED", actor="ana")
-        step_request(reg, legal, "ACCEPTED", actor="ana")
-        first = seal(reg, lora(work / "first", 1), [legal])
-        release(reg, stack([first]))
-        above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)
-        release(reg, compose(BASE, "nf4", [(first.digest, 1), (above.digest, "0.5")]))
-        shred_request(reg, legal, actor="ana")
-        close_request(reg, legal, actor="ana")
-        merged = ask(reg, basis="ccpa", subject_ref="Ana")
-        proven(reg, merged)
-        _, spare = answered(reg, work, 3)
-        reject_adapter(reg, spare.digest, reason="too weak", actor="ana")
-        retire_adapter(reg, spare.digest, reason="too weak", actor="ana")
-        purge_adapter(reg, spare.digest, reason="too weak", actor="ana")
-        refused = ask(reg)
-        step_request(reg, refused, "REFUSED", actor="ana", reason="no identity")
-        shred_request(reg, refused, actor="ana")
-        for _ in range(2):
-            create_release(reg, "canary", alone(MERGED, "nf4"), rendered=None, reason="try", actor="ana")
-        evidence = audited(reg, alone(MERGED, "nf4"))
-        approve_release(reg, "canary", 1, audit=evidence.digest, approved_by="ben")
-        withdraw_release(reg, "canary", 1, reason="a mistake", actor="ben")
-        release(reg, stack([first]))
+        tell(reg, work)
     return root
+
+
+def tell(reg: Registry, work: Path) -> None:
+    """Every kind of event of requests, adapters, audits, evidence, releases and keys, signed, with a checkpoint."""
+    for role in ("auditor", "operator", "approver", "log"):
+        trusting(reg, role)
+    trusting(reg, 9, roles=["auditor"], valid_until=datetime(2030, 1, 1, tzinfo=UTC))
+    revoke_key(reg, key_id(9), reason="retired", actor="root")
+    received = datetime(2026, 2, 27, tzinfo=UTC)
+    legal = ask(reg, basis="gdpr17", subject_ref="Zoë", received_at=received)
+    extend_request(reg, legal, months=2, reason="many rows", actor="ana")
+    step_request(reg, legal, "VERIFIED", actor="ana")
+    step_request(reg, legal, "ACCEPTED", actor="ana")
+    first = seal(reg, lora(work / "first", 1), [legal])
+    attest_adapter(reg, first.digest, private=private("operator"), builder=BUILDER, actor="ana")
+    release(reg, stack([first]))
+    above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)
+    release(reg, compose(BASE, "nf4", [(first.digest, 1), (above.digest, "0.5")]))
+    shred_request(reg, legal, actor="ana")
+    close_request(reg, legal, actor="ana")
+    merged = ask(reg, basis="ccpa", subject_ref="Ana")
+    proven(reg, merged)
+    _, spare = answered(reg, work, 3)
+    reject_adapter(reg, spare.digest, reason="too weak", actor="ana")
+    retire_adapter(reg, spare.digest, reason="too weak", actor="ana")
+    purge_adapter(reg, spare.digest, reason="too weak", actor="ana")
+    refused = ask(reg)
+    step_request(reg, refused, "REFUSED", actor="ana", reason="no identity")
+    shred_request(reg, refused, actor="ana")
+    for _ in range(2):
+        create_release(reg, "canary", alone(MERGED, "nf4"), rendered=None, reason="try", actor="ana")
+    evidence = audited(reg, alone(MERGED, "nf4"))
+    attest_audit(reg, evidence.digest, private=private("auditor"), actor="zoe")
+    approve_release(reg, "canary", 1, audit=evidence.digest, approved_by="ben")
+    withdraw_release(reg, "canary", 1, reason="a mistake", actor="ben")
+    active = release(reg, stack([first]))
+    attest_release(reg, "prod", active.version, private=private("approver"), actor="ben")
+    make_checkpoint(reg, private("log"), origin=ORIGIN)
 
 
 def rows(path: Path) -> Rows:
@@ -86,7 +103,8 @@ def changed(before: Rows, after: Rows) -> set[str]:
 
 def name_of(table: str, key: str) -> str:
     """How `verify` names a row."""
-    return {"event": f"event {key}", "head": "head"}.get(table, f"{table}[{key}]")
+    own = {"event": f"event {key}", "head": "head", "checkpoint": f"checkpoint {key}"}
+    return own.get(table, f"{table}[{key}]")
 
 
 def update(db: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> None:

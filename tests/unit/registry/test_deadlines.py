@@ -27,7 +27,7 @@ from efface.registry import (
     step_request,
     timestamp,
 )
-from efface.registry.canon import months_later
+from efface.registry.canon import months_later, parse_timestamp
 from efface.registry.compositions import compose
 from efface.registry.deadlines import ANSWERED, PRIVACY_BASES, due, extension
 from efface.registry.states import REQUEST
@@ -105,19 +105,38 @@ def test_whoever_asks_first_is_due_first(one: datetime, two: datetime) -> None:
 
 
 @given(moments, st.sampled_from(BASES))
-def test_the_zone_in_which_it_is_said_does_not_matter(moment: datetime, basis: str) -> None:
-    assert due(basis, moment) == due(basis, moment.astimezone(UTC)) == timestamp(slowly(moment, 1))
+def test_it_is_due_by_the_earlier_of_two_calendars(moment: datetime, basis: str) -> None:
+    """That of the zone in which it is said, whose last day it never passes, and that of UTC."""
+    found, zone = due(basis, moment), moment.tzinfo
+    assert found is not None
+    there = slowly(moment.replace(tzinfo=UTC), 1).replace(tzinfo=zone)
+    assert found == min(timestamp(there), timestamp(slowly(moment, 1)))
+    assert parse_timestamp(found).astimezone(zone).date() <= there.date()
+    assert due(basis, moment.astimezone(UTC)) == timestamp(slowly(moment, 1))
     assert due("test", moment) is None
 
 
-def test_the_day_is_that_of_utc(reg: Registry) -> None:
-    """23:30 on 31 January in New York is February in UTC."""
-    east = datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
-    request = get_request(reg, ask(reg, basis="gdpr17", received_at=east))
-    assert (request.received_at, request.due_at) == (
-        "2026-02-01T04:30:00.000000Z",
-        "2026-03-01T04:30:00.000000Z",
-    )
+@pytest.mark.parametrize(
+    ("said", "hours", "expected", "extended"),
+    [
+        (
+            datetime(2026, 1, 31, 23, 30),
+            -5,
+            "2026-03-01T04:30",
+            "2026-05-01T04:30",
+        ),  # of New York: 28 February
+        (datetime(2026, 2, 28, 23, 0), -5, "2026-03-29T04:00", "2026-05-29T04:00"),  # not 1 April, as in UTC
+        (datetime(2026, 10, 31, 0, 30), 2, "2026-11-29T22:30", "2027-01-29T22:30"),  # 30 November there
+        (datetime(2026, 3, 1, 0, 30), 2, "2026-03-28T22:30", "2026-05-28T22:30"),  # in UTC of 28 February
+    ],
+)
+def test_a_day_that_is_another_one_in_utc(
+    reg: Registry, said: datetime, hours: int, expected: str, extended: str
+) -> None:
+    moment = said.replace(tzinfo=timezone(timedelta(hours=hours)))
+    request_id = asked(reg, moment)
+    assert get_request(reg, request_id).due_at == f"{expected}:00.000000Z"
+    assert extend(reg, request_id).extended_to == f"{extended}:00.000000Z"
 
 
 def clock_of(reg: Registry) -> Clock:
@@ -150,10 +169,13 @@ def test_an_extension_counts_from_receipt(reg: Registry, months: int, until: str
 @given(moments, st.integers(1, 2))
 def test_an_extension_is_of_calendar_months(moment: datetime, months: int) -> None:
     fresh = replace(OPEN, received_at=timestamp(moment), due_at=due("gdpr17", moment))
-    assert extension(fresh, months, timestamp(moment)) == timestamp(slowly(moment, 1 + months))
     assert fresh.due_at is not None
+    until = extension(fresh, months, timestamp(moment))
+    assert until <= timestamp(slowly(moment, 1 + months))
+    there = slowly(moment.replace(tzinfo=UTC), 1 + months).replace(tzinfo=moment.tzinfo)
+    assert parse_timestamp(until).astimezone(moment.tzinfo).date() <= there.date()
     extension(fresh, months, fresh.due_at)
-    past = timestamp(slowly(moment, 1) + timedelta(microseconds=1))
+    past = timestamp(parse_timestamp(fresh.due_at) + timedelta(microseconds=1))
     with pytest.raises(Conflict, match="first month"):
         extension(fresh, months, past)
 

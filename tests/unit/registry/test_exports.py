@@ -1,6 +1,8 @@
 """Export as a PEFT folder: the sealed bytes, a card of checked facts, and the publishing rule."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from efface.registry import peft_folder
 from efface.registry.canon import Digest, canonical, digest_bytes
 from efface.registry.card import CardFacts, model_card
 from efface.registry.compositions import compose
-from efface.registry.errors import Conflict, InvalidInput
+from efface.registry.errors import Conflict, InvalidInput, RegistryError
 from efface.registry.exports import export_folder
 from efface.registry.package import package
 from efface.registry.types import Audit
@@ -76,6 +78,23 @@ def test_an_empty_folder_is_filled_and_one_in_use_left_alone(tmp_path: Path) -> 
         with pytest.raises(InvalidInput, match="empty folder"):
             export_folder(packed(), tmp_path / name, FACTS)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("call", ["write", "rename", "mkdir"])
+def test_what_the_disk_refuses_is_said_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refused)
+        with pytest.raises(RegistryError, match=errno.errorcode[code]) as caught:
+            export_folder(packed(), tmp_path / "new" / "out", FACTS)
+    assert not isinstance(caught.value, InvalidInput)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    export_folder(packed(), tmp_path / "new" / "out", FACTS)
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
