@@ -152,7 +152,9 @@ class Model:
     def answered(self, version: Version) -> set[str]:
         """By its adapters, or by its base."""
         held = {request for digest in version.held for request in self.adapters[digest].requests}
-        made = {request for request, *_ in self.evidence} if version.composition.base == MERGED else set[str]()
+        made = (
+            {request for request, *_ in self.evidence} if version.composition.base == MERGED else set[str]()
+        )
         return held | made
 
     def in_force(self) -> set[str]:
