@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lifecycle_kit import MERGED, alone, proven
+from lifecycle_kit import MERGED, alone, measured, proven, serve
 from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
@@ -23,6 +23,7 @@ from efface.registry import (
     purge_adapter,
     reject_adapter,
     retire_adapter,
+    rule_channel,
     shred_request,
     step_request,
     withdraw_release,
@@ -45,7 +46,12 @@ def everything_happened(work: Path) -> Path:
         release(reg, stack([first]))
         above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)
         release(reg, compose(BASE, "nf4", [(first.digest, 1), (above.digest, "0.5")]))
+        measured(reg, legal)
         shred_request(reg, legal, actor="ana")
+        close_request(reg, legal, actor="ana")
+        rule_channel(reg, "prod", two_person=True, reason="four eyes", actor="cleo")
+        proven(reg, legal)
+        serve(reg, alone())
         close_request(reg, legal, actor="ana")
         merged = ask(reg, basis="ccpa", subject_ref="Ana")
         proven(reg, merged)
