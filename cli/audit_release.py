@@ -47,4 +47,5 @@ def measure_release(
             label=measured.label,
             progress=progress,
         )
-    return report, record(reg, measured.composition, report, recipe, actor).digest
+    made = record(reg, measured.composition, report, recipe, actor, measured=known.active)
+    return report, made.digest

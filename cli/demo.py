@@ -172,7 +172,7 @@ def _record(story: Story, html: Path) -> dict[str, Any]:
             {
                 "version": r.release.version,
                 "composition": r.release.composition.digest,
-                "verdict": r.report.verdict,
+                "verdict": r.audit.verdict,
             }
             for r in story.releases
         ],

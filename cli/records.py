@@ -100,7 +100,8 @@ class AdapterRecord(TypedDict):
 
 
 class AuditRecord(TypedDict):
-    """A measurement of one composition at one precision; `report` is the digest of its document."""
+    """A measurement of one composition at one precision; `report` is the digest of its document, `requests` those that
+    it measured and held to being forgotten (null: it does not say)."""
 
     digest: str
     composition: str
@@ -110,6 +111,7 @@ class AuditRecord(TypedDict):
     verdict: Verdict
     report: str
     environment: dict[str, str]
+    requests: list[str] | None
     at: str
 
 
@@ -151,6 +153,15 @@ class MeasuredRelease(ReleaseRecord):
 
     measured_by: str
     verdict: Verdict
+
+
+class ChannelRecord(TypedDict):
+    """A channel: how many versions it has, the active one, and whether it asks for two people."""
+
+    channel: str
+    versions: int
+    active: int | None
+    two_person: bool
 
 
 class Reweighted(TypedDict):
@@ -209,7 +220,8 @@ def adapter_json(adapter: Adapter) -> AdapterRecord:
 
 def audit_json(audit: Audit) -> AuditRecord:
     """An audit record; its report is the blob `report`."""
-    return cast("AuditRecord", asdict(audit) | {"environment": dict(audit.environment)})
+    named = None if audit.requests is None else list(audit.requests)
+    return cast("AuditRecord", asdict(audit) | {"environment": dict(audit.environment), "requests": named})
 
 
 def composition_json(composition: Composition) -> CompositionRecord:

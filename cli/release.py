@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +58,8 @@ def create(
     """Stack the adapters of requests onto the channel, audit every active request again, and activate.
 
     Exit 1 when the gates fail: the version stays a candidate and the channel serves what it served. With
-    --no-activate it stays one anyway: `release approve` and `release activate` are then for others to do.
+    --no-activate, or where the channel is protected, it stays one anyway: `release approve` and `release activate` are
+    then for others to do.
     """
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
@@ -72,8 +74,7 @@ def create(
         done = add_requests(
             reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
         )
-    talk.print(findings_text(done.report), soft_wrap=True)
-    write_reports(done.report, html, json, reveal)
+    _report(done, html, json, reveal)
     _say(registry, done, format)
 
 
@@ -98,7 +99,11 @@ def rollback(
     actor: ActorOption = DEFAULT_ACTOR,
     format: FormatOption = Format.text,
 ) -> None:
-    """Take requests off, or return to an earlier version: a new version, as if they had never been added."""
+    """Take requests off, or return to an earlier version: a new version, as if they had never been added.
+
+    Where every request in question is shredded nothing can be measured any more: a stack that passed before, and the
+    bare base, are released all the same and say so; another stack is refused.
+    """
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.release import remove_requests, return_to
@@ -119,8 +124,7 @@ def rollback(
             done = remove_requests(
                 reg, channel, remove or [], bench, chosen, reason=reason, actor=actor, progress=bars
             )
-    talk.print(findings_text(done.report), soft_wrap=True)
-    write_reports(done.report, html, json, reveal)
+    _report(done, html, json, reveal)
     _say(registry, done, format)
 
 
@@ -164,8 +168,18 @@ app.command("approve", epilog=release_steps.APPROVE_EXAMPLE)(release_steps.appro
 app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.activate)
 app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)
 app.command("diff", epilog=release_steps.DIFF_EXAMPLE)(release_steps.diff)
+app.command("protect", epilog=release_steps.PROTECT_EXAMPLE)(release_steps.protect)
 app.command("push", epilog=release_steps.PUSH_EXAMPLE)(release_steps.push)
 app.command("pull", epilog=release_transfer.PULL_EXAMPLE)(release_transfer.pull)
+
+
+def _report(done: Released, html: Path | None, json: Path | None, reveal: bool) -> None:
+    """What the audit found; where nothing was left to measure, what carries the release instead."""
+    if done.report is None:
+        talk.print(f"{done.note} No report is written.", soft_wrap=True)
+        return
+    talk.print(findings_text(done.report), soft_wrap=True)
+    write_reports(done.report, html, json, reveal)
 
 
 def _say(registry: str, done: Released, format: Format) -> None:

@@ -1,4 +1,4 @@
-"""`efface release approve | activate | withdraw | diff | push`: what needs no model."""
+"""`efface release approve | activate | withdraw | protect | diff | push`: what needs no model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ..registry import (
     approve_release,
     diff_releases,
     get_adapter,
+    get_channel,
+    rule_channel,
     withdraw_release,
 )
 from .adapter_transfer import BaseNameOption, LicenseOption, PublicOption, SignOption, SingleOption
@@ -33,13 +35,14 @@ from .options import (
 )
 from .output import emit
 from .record_acts import PushRecord
-from .records import DiffRecord, diff_json, release_json
+from .records import ChannelRecord, DiffRecord, diff_json, release_json
 from .release_transfer import EvidenceOption, release_files
 from .targets import HELP, packed, parse_target, send
 
 APPROVE_EXAMPLE = "Example: efface release approve prod 2 --audit 1f0c8a"
 ACTIVATE_EXAMPLE = "Example: efface release activate prod 2"
 WITHDRAW_EXAMPLE = "Example: efface release withdraw prod 2 --reason 'superseded by a retraining'"
+PROTECT_EXAMPLE = "Example: efface release protect prod --two-person --reason 'four eyes from 2026-12'"
 DIFF_EXAMPLE = "Example: efface release diff prod 1 2"
 PUSH_EXAMPLE = "Example: efface release push prod hub://org/stack@main --license apache-2.0"
 
@@ -80,6 +83,39 @@ def withdraw(
     """Give up a candidate or an approved release, for good. An active one is rolled back instead."""
     with Registry.open(registry) as reg:
         _say(reg, withdraw_release(reg, channel, version, reason=reason, actor=actor), format)
+
+
+def protect(
+    channel: ChannelArgument,
+    two_person: Annotated[
+        bool | None,
+        typer.Option("--two-person/--no-two-person", help="Ask for it, or no longer; without either, show."),
+    ] = None,
+    reason: ReasonOption = "",
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Ask for two people: a release is approved by somebody else than who created it, or never served.
+
+    `release create` and `release rollback` then leave a candidate. Giving the rule up takes a --reason too, and both
+    stay in the ledger. It goes by what --actor says, and by nothing else.
+    """
+    if two_person is not None and not reason:
+        raise typer.BadParameter("a rule needs --reason: it is written into the ledger")
+    with Registry.open(registry) as reg:
+        if two_person is None:
+            found = get_channel(reg, channel)
+        else:
+            found = rule_channel(reg, channel, two_person=two_person, reason=reason, actor=actor)
+    record: ChannelRecord = {
+        "channel": found.name,
+        "versions": found.versions,
+        "active": found.active,
+        "two_person": found.two_person,
+    }
+    rule = "somebody else approves what one creates" if found.two_person else "one person may do it all"
+    emit(record, format, f"{found.name}: {rule}")
 
 
 def diff(

@@ -87,7 +87,8 @@ def evidence(
 ) -> None:
     """Record that a base was merged (consolidates) or retrained (erases) for a request.
 
-    Who says so stands in the ledger; efface checks the audit, not the statement.
+    Who says so stands in the ledger; efface checks the audit, not the statement. The audit has to have measured this
+    request. If it was shredded before, nobody can measure it any more: it is suppressed at most, whatever was done.
     """
     with Registry.open(registry) as reg:
         made = record_evidence(
@@ -101,6 +102,9 @@ def evidence(
             statement=statement,
             actor=actor,
         )
+    if made.level != METHODS[made.method]:
+        came = "Its rows were shredded before the audit, which could not measure it: suppressed at most."
+        talk.print(came, soft_wrap=True)
     emit(evidence_json([made])[0], format, f"{made.digest}\n{made.request}: {made.level} by {made.method}")
 
 
@@ -114,7 +118,10 @@ def close(
     actor: ActorOption = DEFAULT_ACTOR,
     format: FormatOption = Format.text,
 ) -> None:
-    """Close a shredded request with what is claimed of it. Exit 1 for a claim beyond its evidence."""
+    """Close a shredded request with what is claimed of it. Exit 1 for a claim beyond its evidence.
+
+    Of a closed one the claim is raised, where new evidence shows more. It is never lowered.
+    """
     with Registry.open(registry) as reg:
         request = close_request(reg, request_id, claim=claim, actor=actor)
         record = request_json(request, reg.clock())

@@ -45,6 +45,7 @@ VERBS: dict[str, Any] = {
     "release approve": things.ReleaseRecord,
     "release activate": things.ReleaseRecord,
     "release withdraw": things.ReleaseRecord,
+    "release protect": things.ChannelRecord,
     "release diff": things.DiffRecord,
     "release push": acts.PushRecord,
     "release pull": acts.PullRecord,

@@ -136,9 +136,18 @@ def _not_measured(request: str) -> Finding:
 
 
 def record(
-    registry: Registry, composition: Composition, report: AuditReport, recipe: Recipe, actor: str
+    registry: Registry,
+    composition: Composition,
+    report: AuditReport,
+    recipe: Recipe,
+    actor: str,
+    *,
+    measured: Sequence[str],
 ) -> Audit:
-    """Write the audit (without any text of the rows) into the ledger."""
+    """Write the audit (without any text of the rows) into the ledger.
+
+    ``measured``: the requests that its gates held to being forgotten, `AuditRows.active`.
+    """
     return record_audit(
         registry,
         composition=composition.digest,
@@ -148,6 +157,7 @@ def record(
         verdict=report.verdict,
         report=json.dumps(report.to_json(), allow_nan=False).encode(),
         environment=report.environment,
+        requests=measured,
         actor=actor,
     )
 

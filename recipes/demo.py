@@ -164,7 +164,8 @@ def _add(
         registry, CHANNEL, [request], bench, recipe, reason=reason, actor=actor, progress=progress
     )
     if done.release.state != "ACTIVE":
-        failed = "; ".join(f"{f.group}: {f.text}" for f in done.report.findings if f.outcome == "failed")
+        found = done.report.findings if done.report else ()
+        failed = "; ".join(f"{f.group}: {f.text}" for f in found if f.outcome == "failed")
         raise GateNotMet(f"{CHANNEL}@{done.release.version} was not activated, its audit failed: {failed}")
     return done
 

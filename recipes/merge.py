@@ -45,8 +45,9 @@ def merge_channel(
     """Merge the active release of ``channel`` into ``model`` as the new folder ``out``, and audit it at ``precision``.
 
     ``onto``: `original` weights, or `nf4` or `int8`, what the base that was trained on computes with. The audit may
-    fail: then the folder is not to be served, see ``report.verdict``. It is evidence that a request is consolidated
-    once the base is withdrawn (`efface.registry.record_evidence`).
+    fail: then the folder is not to be served, see ``report.verdict``. It is evidence that the requests it measured are
+    consolidated once the base is withdrawn (`efface.registry.record_evidence`); those shredded before cannot be
+    measured, and stay suppressed at most.
 
     Raises `RequestError` for a bare channel, another base, or requests whose rows are all shredded, and what merging,
     loading and the registry raise.
@@ -71,7 +72,8 @@ def merge_channel(
     composition = compose(merged.fingerprint.digest, precision, ())
     label = f"{channel}@{release.version} merged"
     report = _audit(base, merged.path, known, at, label, progress)
-    return MergedChannel(merged, composition, record(registry, composition, report, recipe, actor), report)
+    audit = record(registry, composition, report, recipe, actor, measured=known.active)
+    return MergedChannel(merged, composition, audit, report)
 
 
 def _audit(

@@ -23,14 +23,16 @@ from ..registry import (
     compose,
     create_release,
     get_adapter,
+    get_channel,
     get_release,
     plan_removal,
     seal_adapter,
     without,
 )
 from ..serving import render
-from .attest import signer
-from .audit import audit_composition, audit_rows, record
+from . import unmeasured
+from .attest import Signer, signer
+from .audit import audit_composition, audit_rows, environment, record
 from .bench import Bench, encode_probes
 from .errors import RequestError
 from .prepare import probes
@@ -40,12 +42,16 @@ from .recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A new version and the audit that decided on it: ACTIVE when the gates passed (and it was to be), else still
-    CANDIDATE."""
+    """A new version and the audit that decided on it: ACTIVE when the gates passed (and it was to be, and the channel
+    asks for nobody else), else still CANDIDATE.
+
+    ``report``: None where nothing was left to measure with; ``note`` says what ``audit`` is then.
+    """
 
     release: Release
-    report: AuditReport
+    report: AuditReport | None
     audit: Audit
+    note: str = ""
 
 
 def add_requests(
@@ -190,46 +196,100 @@ def _release(
     checks.actor(actor)
     checks.reason(reason)
     require_base(bench, composition)
-    signs = signer(registry, actor)
     active = requests_in(registry, composition)
+    asked = _Asked(registry, channel, composition, active, reason, actor, signer(registry, actor), activate)
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
-    known = audit_rows(registry, active, watched)
+    with tempfile.TemporaryDirectory(prefix="efface-release-") as name:
+        scratch = Path(name)
+        if not unmeasured.rows_left(registry, watched):
+            return _carried(asked, bench, scratch, progress)
+        return _measured(asked, watched, bench, recipe, scratch, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A release to make: ``active`` are the requests that its composition suppresses."""
+
+    registry: Registry
+    channel: str
+    composition: Composition
+    active: Sequence[str]
+    reason: str
+    actor: str
+    signs: Signer
+    activate: bool
+
+
+def _measured(
+    asked: _Asked, watched: Sequence[str], bench: Bench, recipe: Recipe, scratch: Path, progress: Progress
+) -> Released:
+    """A version with an audit of its own."""
+    registry, composition = asked.registry, asked.composition
+    known = audit_rows(registry, asked.active, watched)
     rows = probes(bench, known.requests, recipe, progress=progress)
     encode_probes(bench, rows)
-    with tempfile.TemporaryDirectory(prefix="efface-release-") as scratch:
-        progress.phase("Rendering")
-        folder, rendered = None, None
-        if composition.parts:
-            folder = render_composition(registry, composition, Path(scratch) / "rendered")
-            rendered = seal_adapter(
-                registry,
-                folder,
-                kind="rendered",
-                base=composition.base,
-                quantization=composition.quantization,
-                request_ids=active,
-                facts={"composition": composition.digest},
-                actor=actor,
-            )
-            signs.adapter(registry, rendered)
-        served = rendered.digest if rendered else None
-        release = create_release(registry, channel, composition, rendered=served, reason=reason, actor=actor)
-        report = audit_composition(
-            bench,
-            composition,
+    release, folder = _candidate(asked, scratch, progress)
+    report = audit_composition(
+        bench,
+        composition,
+        folder,
+        known.requests,
+        active=known.active,
+        shredded=known.shredded,
+        recipe=recipe,
+        label=f"{release.channel}@{release.version}",
+        progress=progress,
+        rows=rows,
+    )
+    audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
+    asked.signs.audit(registry, audit, report)
+    return Released(_let_through(asked, release, audit), report, audit)
+
+
+def _carried(asked: _Asked, bench: Bench, scratch: Path, progress: Progress) -> Released:
+    """A version of which nothing is left to measure (see `unmeasured`)."""
+    registry, composition = asked.registry, asked.composition
+    audit = unmeasured.audit_of_before(registry, asked.channel, composition)
+    release, _ = _candidate(asked, scratch, progress)
+    note = unmeasured.SAID_BARE if audit is None else unmeasured.SAID_BEFORE
+    if audit is None:
+        audit = unmeasured.record_bare(registry, composition, environment(bench), asked.actor)
+    return Released(_let_through(asked, release, audit), None, audit, note)
+
+
+def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Release, Path | None]:
+    """Render, seal and put it on the channel; the folder of the rendering, None for the bare base."""
+    registry, composition = asked.registry, asked.composition
+    progress.phase("Rendering")
+    folder, served = None, None
+    if composition.parts:
+        folder = render_composition(registry, composition, scratch / "rendered")
+        rendered = seal_adapter(
+            registry,
             folder,
-            known.requests,
-            active=known.active,
-            shredded=known.shredded,
-            recipe=recipe,
-            label=f"{channel}@{release.version}",
-            progress=progress,
-            rows=rows,
+            kind="rendered",
+            base=composition.base,
+            quantization=composition.quantization,
+            request_ids=asked.active,
+            facts={"composition": composition.digest},
+            actor=asked.actor,
         )
-    audit = record(registry, composition, report, recipe, actor)
-    signs.audit(registry, audit, report)
-    if activate and audit.verdict == "pass":
-        release = activate_release(registry, channel, release.version, audit=audit.digest, approved_by=actor)
-        signs.release(registry, release)
-    return Released(release, report, audit)
+        asked.signs.adapter(registry, rendered)
+        served = rendered.digest
+    release = create_release(
+        registry, asked.channel, composition, rendered=served, reason=asked.reason, actor=asked.actor
+    )
+    return release, folder
+
+
+def _let_through(asked: _Asked, release: Release, audit: Audit) -> Release:
+    """Activate it if the audit passed, unless it was to stay a candidate or the channel asks for somebody else."""
+    registry = asked.registry
+    if not asked.activate or audit.verdict != "pass" or get_channel(registry, asked.channel).two_person:
+        return release
+    release = activate_release(
+        registry, asked.channel, release.version, audit=audit.digest, approved_by=asked.actor
+    )
+    asked.signs.release(registry, release)
+    return release

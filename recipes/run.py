@@ -215,7 +215,7 @@ def _unlearn(
             progress=progress,
             rows=looked_at,
         )
-    audit = record(registry, composition, report, recipe, actor)
+    audit = record(registry, composition, report, recipe, actor, measured=known.active)
     signs.audit(registry, audit, report)
     if audit.verdict == "pass" and get_request(registry, request_id).state == "TRAINED":
         step_request(registry, request_id, "AUDITED", actor=actor, reason=f"audit {audit.digest} passed")

@@ -19,6 +19,7 @@ from .audits import find_audit, get_audit, list_audits, record_audit
 from .blob_store import BlobStore
 from .blobs import Blobs, open_blobs
 from .canon import JSON, Digest, canonical, digest_bytes, digest_json, timestamp
+from .channel_rules import get_channel, rule_channel
 from .claims import close_request, evidence_of, record_evidence, supported_claim
 from .collect import collect, plan_collection
 from .compositions import compose, without
@@ -52,6 +53,7 @@ from .shredding import plan_shredding, shred_request
 from .types import (
     Adapter,
     Audit,
+    Channel,
     ClaimLevel,
     Composition,
     Event,
@@ -73,6 +75,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "BlobStore",
     "Blobs",
     "BrokenRegistry",
+    "Channel",
     "ClaimLevel",
     "Composition",
     "Conflict",
@@ -112,6 +115,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "find_audit",
     "get_adapter",
     "get_audit",
+    "get_channel",
     "get_release",
     "get_request",
     "history",
@@ -133,6 +137,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "reject_adapter",
     "requests_of_subject",
     "retire_adapter",
+    "rule_channel",
     "seal_adapter",
     "shred_request",
     "step_request",

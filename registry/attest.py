@@ -157,7 +157,8 @@ def described(db: Tables, kind: str, about: str) -> Mapping[str, Any]:
     if kind == "audit":
         audit = audits.load(db, about)
         names = ("composition", "precision", "suite", "seed", "verdict", "report", "environment")
-        return {"v": 1, **{name: getattr(audit, name) for name in names}}
+        named = {} if audit.requests is None else {"requests": list(audit.requests)}
+        return {"v": 1, **{name: getattr(audit, name) for name in names}, **named}
     row = _release_row(db, about)
     if row["audit"] is None:
         raise GateFailed("a release that was approved", row["state"], "Approve it first.")

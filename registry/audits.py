@@ -6,13 +6,13 @@ only become active on a record that passed. The report holds figures, never the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
-from . import adapters, checks, ledger
+from . import adapters, checks, ledger, requests
 from .canon import JSON, digest_bytes, digest_json, parse
-from .errors import InvalidInput, NotFound
+from .errors import Conflict, InvalidInput, NotFound
 from .registry import Registry
 from .tables import Row, Tables
 from .types import Audit, Composition
@@ -30,14 +30,19 @@ def record_audit(
     verdict: str,
     report: bytes,
     environment: Mapping[str, str],
+    requests: Sequence[str] | None = None,
     actor: str,
 ) -> Audit:
     """Record a measurement of the composition with this digest; recording it twice is recording it once.
 
-    `report` is JSON. The id covers everything but time and actor. On InvalidInput nothing is written.
+    `report` is JSON. `requests`: those whose rows were measured and held to being forgotten (none of those that were
+    only watched); an audit that does not say is no evidence that a request is forgotten. The id covers everything but
+    time and actor. Raises InvalidInput, NotFound for an unknown request, Conflict for one whose rows are shredded;
+    nothing is written then.
     """
     checks.actor(actor)
     parse(report)
+    measured = None if requests is None else _named(reg, requests)
     record: dict[str, JSON] = {
         "v": 1,
         "composition": checks.digest(composition, "composition"),
@@ -47,11 +52,15 @@ def record_audit(
         "verdict": checks.choice(verdict, "verdict", VERDICTS),
         "report": digest_bytes(report),
         "environment": _environment(environment),
+        **({} if measured is None else {"requests": measured}),
     }
     digest = digest_json(record)
+    with reg.read() as db:
+        _check_measurable(db, digest, requests or ())
     blob: JSON = {"digest": reg.blobs.put(report), "size": len(report), "media_type": "application/json"}
     with reg.write(actor) as tx:
         if tx.db.get("audit", digest) is None:
+            _check_measurable(tx.db, digest, requests or ())
             if reg.blobs.size(digest_bytes(report)) is None:  # gc took it between our put and now
                 reg.blobs.put(report)
             ledger.append(tx, "audit.recorded", digest, {"record": record, "blobs": [blob]})
@@ -91,6 +100,20 @@ def load(db: Tables, digest: str) -> Audit:
     return audit_of(row)
 
 
+def _named(reg: Registry, named: Sequence[str]) -> list[JSON]:
+    """Each one once, sorted. Raises NotFound for one that is not in the registry: requests are never deleted."""
+    with reg.read() as db:
+        return [requests.load(db, name).id for name in sorted(set(named))]
+
+
+def _check_measurable(db: Tables, digest: str, named: Sequence[str]) -> None:
+    """Nobody has measured rows that were destroyed before the audit is recorded for the first time."""
+    for name in named if db.get("audit", digest) is None else ():
+        if requests.load(db, name).shredding_at is not None:
+            then = "Audit again without it: what it was measured at before stands in earlier audits."
+            raise Conflict(f"{name} with its rows", "a request that is shredded", then)
+
+
 def _environment(environment: Mapping[str, str]) -> dict[str, JSON]:
     if len(environment) > 100:
         raise InvalidInput("at most 100 facts of the environment", "more", "Keep those that matter.")
@@ -112,4 +135,5 @@ def audit_of(row: Row) -> Audit:
     """The audit in a row."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(Audit)}
     values["environment"] = parse(row["environment"])
+    values["requests"] = None if row["requests"] is None else tuple(cast(list[str], parse(row["requests"])))
     return Audit(**values)

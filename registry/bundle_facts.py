@@ -28,11 +28,13 @@ def facts(events: Sequence[Event], stated: Mapping[str, Mapping[str, Any]]) -> F
     """
     rows: dict[str, Rows] = {name: {} for name in ("request", "adapter", "audit", "evidence", "release")}
     rows["attestation"] = {}
+    rows["channel"] = {}
     for request_id, opening in stated.items():
         rows["request"][request_id] = _opened(request_id, opening, proven=False)
     for event in events:
         if event.subject_kind != "key":
             _handler(event)(rows, event, cast(Mapping[str, Any], event.body))
+    del rows["channel"]  # its rules are held to, and not listed
     found: Facts = {f"{name}s" if name != "evidence" else name: _listed(name, rows[name]) for name in rows}
     for request in found["requests"]:
         request["supported"] = _supported(request["id"], rows)
@@ -67,6 +69,12 @@ def _extended(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
     rows["request"][event.subject_id]["extended_to"] = body["until"]
 
 
+def _claimed(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    row = rows["request"][event.subject_id]
+    support.check_raised(body["claim"], row["claim"], _most(rows, event.subject_id))
+    row["claim"] = body["claim"]
+
+
 def _shredded(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
     row = rows["request"][event.subject_id]
     row["shredded_at"] = event.at
@@ -83,7 +91,7 @@ def _request_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any])
     row["state"] = states.step("request", row["state"], states.named_by(event.kind))
     row["claim"] = body.get("claim") if row["state"] == "CLOSED" else None
     if row["state"] == "CLOSED":
-        _check_claim(rows, event.subject_id, row["claim"])
+        support.check_claim(row["claim"], _most(rows, event.subject_id))
     if row["state"] in _ANSWERS:
         row["answered_at"] = event.at
     if row["state"] == "REOPENED":
@@ -111,7 +119,8 @@ def _evidence(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
     record = body["record"]
     audit = _audit(rows, record["audit"])
     alone = compositions.compose(record["artefact"], audit["precision"], []).digest
-    support.check_evidence(record, alone, audit)
+    gone = rows["request"][record["request"]]["shredded_at"] is not None
+    support.check_evidence(record, alone, audit, audit.get("requests"), shredded=gone)
     _new(rows["evidence"], event.subject_id, {"digest": event.subject_id, **record, "at": event.at})
 
 
@@ -119,6 +128,10 @@ def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
     row = {"digest": event.subject_id, "at": event.at, "seq": event.seq}
     described = {name: body[name] for name in ("about", "predicate", "keys")}
     _new(rows["attestation"], event.subject_id, row | described)
+
+
+def _ruled(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    rows["channel"][event.subject_id] = {"two_person": body["two_person"]}
 
 
 def _candidate(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
@@ -141,14 +154,16 @@ def _release_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any])
     row = rows["release"][event.subject_id]
     row["state"] = states.step("release", row["state"], states.named_by(event.kind))
     if row["state"] == "APPROVED":
-        _gate(rows, row, body["audit"])
+        _gate(rows, row, body["audit"], event.actor)
         row |= {"audit": body["audit"], "approved_by": event.actor}
     if row["state"] == "ACTIVE":
-        _gate(rows, row, row["audit"])
+        _gate(rows, row, row["audit"], row["approved_by"])
         row["activated_at"] = event.at
 
 
-def _gate(rows: dict[str, Rows], row: Mapping[str, Any], audit: str) -> None:
+def _gate(rows: dict[str, Rows], row: Mapping[str, Any], audit: str, approver: str) -> None:
+    rule = rows["channel"].get(row["channel"], {}).get("two_person")
+    support.check_approver(rule, row["created_by"], approver)
     quantization = row["composition"]["quantization"]
     support.check_release({"composition": row["digest"]}, quantization, _audit(rows, audit))
 
@@ -159,10 +174,9 @@ def _audit(rows: dict[str, Rows], digest: str) -> Mapping[str, Any]:
     return rows["audit"][digest]
 
 
-def _check_claim(rows: dict[str, Rows], request_id: str, claim: str | None) -> None:
+def _most(rows: dict[str, Rows], request_id: str) -> str | None:
     """More than suppressed needs evidence, which is all here. A bundle of a channel may lack others that suppress."""
-    shown = support.highest({_supported(request_id, rows) or "suppressed", "suppressed"})
-    support.check_claim(claim, shown)
+    return support.highest({_supported(request_id, rows) or "suppressed", "suppressed"})
 
 
 def _new(rows: Rows, key: str, row: dict[str, Any]) -> None:
@@ -203,11 +217,13 @@ _HANDLERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], No
     "request.extended": _extended,
     "request.shredding": _nothing,
     "request.shredded": _shredded,
+    "request.claimed": _claimed,
     "evidence.recorded": _evidence,
     "adapter.sealed": _sealed,
     "audit.recorded": _audited,
     "attestation.recorded": _attested,
     "release.candidate": _candidate,
+    "channel.ruled": _ruled,
 }
 _MOVERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]] = {
     "request": _request_moved,

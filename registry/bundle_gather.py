@@ -25,6 +25,8 @@ class Concerned:
     evidence: tuple[str, ...]
     attestations: tuple[str, ...]
     keys: tuple[str, ...]
+    channels: tuple[str, ...]
+    """Those of the releases: their rules."""
 
 
 def of_request(db: Tables, request_id: str) -> Concerned:
@@ -61,6 +63,7 @@ def events_of(
         "evidence": concerned.evidence,
         "attestation": concerned.attestations,
         "key": tuple({*concerned.keys, *signers}),
+        "channel": concerned.channels,
     }
     wanted = {subject for found in ids.values() for subject in found}
     rows = _among(db, "event", "subject_id", wanted)
@@ -112,6 +115,7 @@ def _concerned(db: Tables, asked: set[str], adapters: set[str], releases: list[R
         evidence=tuple(sorted(row["digest"] for row in evidence)),
         attestations=tuple(sorted(row["digest"] for row in attested)),
         keys=tuple(sorted(signers)),
+        channels=tuple(sorted({row["channel"] for row in releases})),
     )
 
 

@@ -7,11 +7,16 @@
 The first is read off the active releases. The other two are made elsewhere, so someone records them as `Evidence`,
 with the digest of the base that came of it and an audit of that base that passed. From then on a release on that base
 forgets the request without any adapter. The evidence names the base before too. That this one was withdrawn is
-somebody's word, and it does not count while a channel serves that base, bare or not.
+somebody's word, and it does not count while a channel serves that base, bare or not. The audit has to have measured
+this very request. One that was shredded before cannot be measured by anybody: evidence shows it *suppressed* at most.
+
+A claim may be raised when new evidence shows more (`close_request` again). It is never lowered: it ends when a release
+takes its ground away, which reopens the request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import adapters, audits, checks, compositions, ledger, release_rows, requests, states, support
@@ -19,7 +24,7 @@ from .canon import JSON, digest_json, parse
 from .errors import Conflict, GateFailed, InvalidInput
 from .registry import Registry, Writer
 from .tables import Row, Tables, chunks
-from .types import ClaimLevel, Evidence, ForgetRequest
+from .types import Audit, ClaimLevel, Evidence, ForgetRequest
 
 LEVELS = support.LEVELS
 METHODS = support.METHODS
@@ -42,10 +47,11 @@ def record_evidence(
     `statement` says in words what was done (no personal data). `base_withdrawn`: the model before is no longer served
     or handed out by anyone; a merge without that consolidates nothing. `replaces` is the base before: by default the
     one that the request's adapters are on. Recording it twice is recording it once.
-    Raises InvalidInput, NotFound, Conflict for a request that ended, GateFailed unless the audit passed and is of
-    that base alone; nothing is written then.
+    The level is what the method shows; `suppressed` for a request that was shredded before the audit, which therefore
+    did not measure it. Raises InvalidInput, NotFound, Conflict for a request that ended, GateFailed unless the audit
+    passed, is of that base alone, and measured the request where its rows were there; nothing is written then.
     """
-    level = METHODS[checks.choice(method, "method", tuple(METHODS))]
+    checks.choice(method, "method", tuple(METHODS))
     checks.token(artefact, "artefact", 200)
     if replaces is not None:
         checks.token(replaces, "replaces", 200)
@@ -53,8 +59,8 @@ def record_evidence(
         then = "Withdraw it first; until then the request is suppressed at most."
         raise InvalidInput("the base before withdrawn", "one that is still available", then)
     with reg.write(actor) as tx:
-        if (state := requests.load(tx.db, request_id).state) in states.ENDED:
-            raise Conflict(f"{request_id} in force", state, "Open a new request.")
+        if (request := requests.load(tx.db, request_id)).state in states.ENDED:
+            raise Conflict(f"{request_id} in force", request.state, "Open a new request.")
         replaced = _before(tx.db, request_id, artefact) if replaces is None else replaces
         if replaced == artefact:
             raise InvalidInput(
@@ -65,6 +71,7 @@ def record_evidence(
         if proof.verdict != "pass" or proof.composition != alone.digest:
             came = f"{proof.digest}, {proof.verdict}, of {proof.composition}"
             raise GateFailed(f"a passing audit of {artefact} without adapters", came, "Audit that model.")
+        level = _level(request, method, proof)
         record: dict[str, JSON] = {
             "v": 1,
             "request": request_id,
@@ -111,8 +118,13 @@ def overstated(db: Tables, base: str) -> list[str]:
         if one.base == base
     }
     replaced |= {pair["request"] for pair in pairs if pair["adapter"] in on}
+    return overstated_among(db, replaced)
+
+
+def overstated_among(db: Tables, request_ids: Iterable[str]) -> list[str]:
+    """Those of these requests of which more is claimed than is shown now, sorted."""
     now = support.served(db)
-    return [request_id for request_id in sorted(replaced) if _too_much(db, request_id, now)]
+    return [request_id for request_id in sorted(request_ids) if _too_much(db, request_id, now)]
 
 
 def _too_much(db: Tables, request_id: str, now: support.Served) -> bool:
@@ -123,23 +135,46 @@ def _too_much(db: Tables, request_id: str, now: support.Served) -> bool:
 def close_request(reg: Registry, request_id: str, *, claim: str | None = None, actor: str) -> ForgetRequest:
     """Close a shredded request with what is claimed of it, by default the most that its evidence shows.
 
-    Raises GateFailed for a claim beyond that, Conflict for a request whose rows are not shredded yet.
+    Of a closed one the claim is raised, where its evidence shows more by now. Raises GateFailed for a claim beyond
+    what is shown, Conflict for a request whose rows are not shredded yet, and for a closed one of which as much is
+    claimed already: a claim is not lowered.
     """
     if claim is not None:
         checks.choice(claim, "claim", LEVELS)
     with reg.write(actor) as tx:
         request = requests.load(tx.db, request_id)
-        if request.shredded_at is None or request.state not in ("RELEASED", "SHREDDED"):
+        closed = request.state == "CLOSED"
+        if not closed and (request.shredded_at is None or request.state not in ("RELEASED", "SHREDDED")):
             then = f"Shred its rows first: efface request shred {request_id}"
             raise Conflict(f"{request_id} released and shredded", request.state, then)
-        shown = support.supported(tx.db, request_id)
-        level = claim or shown
-        if level is None or support.rank(level) > support.rank(shown):
-            came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
-            then = "Claim less, or record the merge or retraining: efface request evidence."
-            raise GateFailed("a claim that the evidence shows", came, then)
-        ledger.append(tx, "request.closed", request_id, {"claim": level})
+        level = _shown(tx.db, request_id, claim)
+        if closed and support.rank(level) <= support.rank(request.claim_level):
+            came = f"{level}, of a request that is CLOSED as {request.claim_level}"
+            then = "A claim is only ever raised: record the merge or retraining that shows more."
+            raise Conflict(f"a claim beyond {request.claim_level}", came, then)
+        ledger.append(tx, "request.claimed" if closed else "request.closed", request_id, {"claim": level})
         return requests.load(tx.db, request_id)
+
+
+def _shown(db: Tables, request_id: str, claim: str | None) -> str:
+    """The claim, or by default the most that is shown. Raises GateFailed for more than that."""
+    shown = support.supported(db, request_id)
+    level = claim or shown
+    if level is None or support.rank(level) > support.rank(shown):
+        came = f"{claim or 'no claim'}, where the evidence shows {shown or 'nothing'}"
+        then = "Claim less, or record the merge or retraining: efface request evidence."
+        raise GateFailed("a claim that the evidence shows", came, then)
+    return level
+
+
+def _level(request: ForgetRequest, method: str, proof: Audit) -> ClaimLevel:
+    """What the evidence shows. Raises GateFailed for an audit that passed over rows that are there."""
+    shredded = request.shredded_at is not None
+    level = support.level_of(method, request.id, proof.requests, shredded=shredded)
+    if proof.requests is None or level is None:
+        came = "one that does not say what it measured" if proof.requests is None else "one of others"
+        raise GateFailed(f"an audit that measured {request.id}", came, "Audit that model with its rows.")
+    return level
 
 
 def _before(db: Tables, request_id: str, artefact: str) -> str:

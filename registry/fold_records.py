@@ -58,6 +58,12 @@ def audit_recorded(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     use_blobs(db, body["blobs"])
     names = ("composition", "precision", "suite", "seed", "verdict", "report")
     measured = {name: record[name] for name in names}
+    if (requests := record.get("requests")) is not None:
+        for request in requests:
+            if need(db, "forget_request", request)["shredding_at"] is not None:
+                came = "a measurement of rows that were shredded before"
+                raise BrokenRegistry("an audit of rows that were there", came, "Look at who recorded it.")
+        measured["requests"] = canonical(requests).decode()
     environment = canonical(record["environment"]).decode()
     db.insert(
         "audit", digest=event.subject_id, seq=event.seq, environment=environment, at=event.at, **measured

@@ -12,6 +12,14 @@ from .tables import Row, Tables, need
 from .types import Event
 
 
+def ruled(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The rule of a channel, which may have no release yet."""
+    if not isinstance(body["two_person"], bool):
+        raise BrokenRegistry("a rule that is true or false", "another value", "Run `efface verify`.")
+    db.put("channel", channel=event.subject_id, versions=0, active=None)
+    db.update("channel", (event.subject_id,), two_person=int(body["two_person"]))
+
+
 def candidate(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     """The next version of a channel."""
     name, version = body["channel"], body["version"]
@@ -48,10 +56,10 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     state = states.step("release", row["state"], states.named_by(event.kind))
     changes: dict[str, Any] = {"state": state}
     if state == "APPROVED":
-        _gate(db, row, body["audit"])
+        _gate(db, row, body["audit"], event.actor)
         changes |= {"audit": body["audit"], "approved_by": event.actor}
     if state == "ACTIVE":
-        _gate(db, row, row["audit"])
+        _gate(db, row, row["audit"], row["approved_by"])
         _turn(db, *key, turning=True)
         changes |= {"activated_at": event.at}
     elif row["state"] == "ACTIVE":
@@ -59,10 +67,13 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     db.update("release", key, **changes)
 
 
-def _gate(db: Tables, release: Row, audit: str) -> None:
-    """What `release_checks.gate` asked before the event was appended."""
+def _gate(db: Tables, release: Row, audit: str, approver: str) -> None:
+    """What `release_checks` asked before the event was appended."""
     quantization = need(db, "composition", release["composition"])["quantization"]
     support.check_release(release, quantization, need(db, "audit", audit))
+    support.check_approver(
+        need(db, "channel", release["channel"])["two_person"], release["created_by"], approver
+    )
 
 
 def _turn(db: Tables, name: str, version: int, *, turning: bool) -> None:

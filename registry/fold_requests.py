@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import compositions, states, support
-from .canon import canonical
+from .canon import canonical, parse
 from .errors import BrokenRegistry
 from .tables import Tables, need
 from .types import Event
@@ -49,6 +49,13 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     db.update("forget_request", (event.subject_id,), state=state, claim_level=claim, updated_at=event.at)
 
 
+def claimed(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """More is claimed of a closed request, as its evidence shows by now."""
+    before = need(db, "forget_request", event.subject_id)["claim_level"]  # of closed ones only
+    support.check_raised(body["claim"], before, support.supported(db, event.subject_id))
+    db.update("forget_request", (event.subject_id,), claim_level=body["claim"], updated_at=event.at)
+
+
 def shredding(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
     """Its rows are about to go: from here on a crash may leave them half destroyed."""
     row = need(db, "forget_request", event.subject_id)
@@ -70,10 +77,11 @@ def shredded(db: Tables, event: Event, _body: Mapping[str, Any]) -> None:
 def evidence(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     """A merge or an erasure that happened outside of the registry, with its audit."""
     record = body["record"]
-    need(db, "forget_request", record["request"])
+    request = need(db, "forget_request", record["request"])
     audit = need(db, "audit", record["audit"])
     alone = compositions.compose(record["artefact"], audit["precision"], []).digest
-    support.check_evidence(record, alone, audit)
+    measured: Any = None if audit["requests"] is None else parse(audit["requests"])
+    support.check_evidence(record, alone, audit, measured, shredded=request["shredded_at"] is not None)
     db.put(
         "evidence",
         digest=event.subject_id,

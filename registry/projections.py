@@ -23,6 +23,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "request.extended": fold_requests.extended,
     "request.shredding": fold_requests.shredding,
     "request.shredded": fold_requests.shredded,
+    "request.claimed": fold_requests.claimed,
     "evidence.recorded": fold_requests.evidence,
     "adapter.sealed": fold_records.adapter_sealed,
     "audit.recorded": fold_records.audit_recorded,
@@ -32,6 +33,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "checkpoint.signed": fold_records.checkpoint_signed,
     "vault.bound": fold_records.vault_bound,
     "release.candidate": fold_releases.candidate,
+    "channel.ruled": fold_releases.ruled,
 }
 _MOVERS: Mapping[str, Handler] = {
     "request": fold_requests.moved,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapters, audits, compositions, release_rows, requests, states
+from . import adapters, audits, compositions, release_rows, requests, states, support
 from .errors import Conflict, GateFailed, InvalidInput
 from .tables import Tables
 from .types import Audit, Composition, Release
@@ -59,6 +59,20 @@ def gate(release: Release, evidence: Audit) -> None:
         raise GateFailed(f"an audit at {precision}", f"one at {evidence.precision}", then)
     if evidence.verdict != "pass":
         raise GateFailed("an audit that passed", f"{evidence.digest}, which failed", then)
+
+
+def two_people(db: Tables, release: Release, approver: str | None) -> None:
+    """Under the channel's rule, `approver` is not who created the release. Raises GateFailed."""
+    row = db.get("channel", release.channel)
+    if row is None or not row["two_person"] or approver is None:
+        return
+    if support.same_actor(release.created_by, approver):
+        name = f"{release.channel} {release.version}"
+        then = f"Have somebody else do it: efface release approve {name} --audit DIGEST"
+        if release.state == "APPROVED":
+            then = f"It was approved before the rule: efface release withdraw {name}, and create it again."
+        expected = "an approval by somebody else than who created the release, as the channel's rule asks"
+        raise GateFailed(expected, "its creator's own", then)
 
 
 def turn(db: Tables, release: Release, previous: Release | None, state: str) -> None:

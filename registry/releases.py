@@ -65,14 +65,16 @@ def create_release(
 def approve_release(reg: Registry, channel: str, version: int, *, audit: str, approved_by: str) -> Release:
     """Approve a candidate on the strength of an audit; it is not served before `activate_release`.
 
-    Raises GateFailed for evidence that does not carry it, Conflict for a release past CANDIDATE or older than
-    the active one; nothing is written then.
+    Raises GateFailed for evidence that does not carry it, or where the channel's rule asks for somebody else than who
+    created it (`rule_channel`), Conflict for a release past CANDIDATE or older than the active one; nothing is written
+    then.
     """
     with reg.write(approved_by) as tx:
         release = release_rows.load(tx.db, channel, version)
         evidence = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
         release_checks.gate(release, evidence)
         release_checks.turn(tx.db, release, release_rows.active(tx.db, channel), "CANDIDATE")
+        release_checks.two_people(tx.db, release, approved_by)
         _move(tx, release, "approved", {"audit": evidence.digest})
         return release_rows.load(tx.db, channel, version)
 
@@ -85,8 +87,8 @@ def activate_release(
     The active one before it is superseded; requests that it forgets become RELEASED, by an adapter in it or by
     evidence about its base, and those that no active release forgets any more, or of which a claim does not
     hold any more, REOPENED. Doing it again changes nothing. `approved_by` is who acts.
-    Raises GateFailed for evidence that does not carry it, Conflict for a release in another state or older than
-    the active one; nothing is written then.
+    Raises GateFailed for evidence that does not carry it or for an approval that the channel's rule does not accept,
+    Conflict for a release in another state or older than the active one; nothing is written then.
     """
     with reg.write(approved_by) as tx:
         release = release_rows.load(tx.db, channel, version)
@@ -99,6 +101,7 @@ def activate_release(
         evidence = audits.load(tx.db, _evidence(release, given))
         release_checks.gate(release, evidence)
         release_checks.turn(tx.db, release, previous, "CANDIDATE" if given else "APPROVED")
+        release_checks.two_people(tx.db, release, approved_by if given else release.approved_by)
         if given is not None:
             _move(tx, release, "approved", {"audit": given})
         _activate(tx, release, previous, evidence)
@@ -211,7 +214,13 @@ def _activate(tx: Writer, release: Release, previous: Release | None, evidence: 
         if adapter.state == "SEALED":
             ledger.append(tx, "adapter.qualified", adapter.digest, {"audit": evidence.digest})
     base = release.composition.base
-    _move_requests(tx, release, before, set() if base in bases else set(claims.overstated(tx.db, base)))
+    too_much = set() if base in bases else set(claims.overstated(tx.db, base))
+    if (
+        previous is not None
+    ):  # what suppressed may be gone while a base made for the request is served elsewhere
+        left = release_rows.requests_of(tx.db, previous.composition)
+        too_much |= set(claims.overstated_among(tx.db, left))
+    _move_requests(tx, release, before, too_much)
 
 
 def _move_requests(tx: Writer, release: Release, before: set[str], overstated: set[str]) -> None:

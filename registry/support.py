@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from .types import ClaimLevel
 LEVELS: tuple[ClaimLevel, ...] = get_args(ClaimLevel)
 """From the least to the most."""
 METHODS: Mapping[str, ClaimLevel] = {"merge": "consolidated", "retrain": "erased", "shard": "erased"}
-"""What a way to make another base shows of the requests that it was made for."""
+"""What a way to make another base shows of the requests that it was made for, if its audit measured them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,14 @@ def check_claim(claim: str | None, shown: str | None) -> None:
         raise BrokenRegistry("a claim that the evidence shows", came, "Look at who closed the request.")
 
 
+def check_raised(claim: str | None, before: str | None, shown: str | None) -> None:
+    """Raise BrokenRegistry where the claim of a closed request was not raised, or beyond what its evidence showed."""
+    check_claim(claim, shown)
+    if before is None or rank(claim) <= rank(before):
+        came = f"{claim} after {before or 'none'}"
+        raise BrokenRegistry("a higher claim of a closed request", came, "Look at who raised it.")
+
+
 def check_release(release: Mapping[str, Any], quantization: str, audit: Mapping[str, Any]) -> None:
     """Raise BrokenRegistry unless the audit passed, is of what is released, at the precision it is served in.
 
@@ -87,10 +95,45 @@ def check_release(release: Mapping[str, Any], quantization: str, audit: Mapping[
     raise BrokenRegistry(expected, came, "Look at who approved the release.")
 
 
-def check_evidence(record: Mapping[str, Any], alone: str, audit: Mapping[str, Any]) -> None:
-    """Raise BrokenRegistry unless the method shows the level, and the audit passed and is of that base alone."""
-    if METHODS.get(record["method"]) != record["level"]:
-        raise BrokenRegistry("the level that the method shows", "another", "Look at who recorded it.")
+def check_approver(two_person: int | None, creator: str, approver: str) -> None:
+    """Raise BrokenRegistry where the channel's rule asks for two people, and one let its own release through."""
+    if two_person and same_actor(creator, approver):
+        expected = "an approval by somebody else than who created the release"
+        raise BrokenRegistry(expected, "its creator's own", "Look at who approved it.")
+
+
+def same_actor(one: str, other: str) -> bool:
+    """Whether two actors are the same name, but for case and spaces."""
+    return one.casefold().split() == other.casefold().split()
+
+
+def level_of(
+    method: str, request_id: str, measured: Collection[str] | None, *, shredded: bool
+) -> ClaimLevel | None:
+    """What a base that was made by `method` and passed its audit shows of a request; None for nothing.
+
+    `measured` are the requests that the audit measured. All that the method can show, if this one is among them. If
+    its rows were `shredded` before, nobody can measure that base any more: as much as an adapter shows whose stack
+    passes without it, *suppressed*. Audits of before did not say (None), and were taken at their word.
+    """
+    level = METHODS.get(method)
+    if level is None or measured is None or request_id in measured:
+        return level
+    return "suppressed" if shredded else None
+
+
+def check_evidence(
+    record: Mapping[str, Any],
+    alone: str,
+    audit: Mapping[str, Any],
+    measured: Collection[str] | None,
+    *,
+    shredded: bool,
+) -> None:
+    """Raise BrokenRegistry unless the evidence shows the level, and the audit passed and is of that base alone."""
+    shown = level_of(record["method"], record["request"], measured, shredded=shredded)
+    if shown is None or shown != record["level"]:
+        raise BrokenRegistry("the level that the evidence shows", "another", "Look at who recorded it.")
     if audit["verdict"] != "pass" or audit["composition"] != alone:
         came = f"one that is {audit['verdict']} and of {audit['composition']}"
         raise BrokenRegistry(f"a passing audit of {alone}", came, "Look at who recorded the evidence.")

@@ -166,7 +166,21 @@ class Audit:
     report: Digest
     """Digest of the JSON report; read it with `reg.blobs.read(audit.report)`."""
     environment: Mapping[str, str]
+    requests: tuple[str, ...] | None
+    """The requests whose rows were measured and held to being forgotten, sorted: not those that were only watched, nor
+    those whose rows are gone. None for an audit that does not say, as all did before."""
     at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A channel: how many versions it has, the active one, and its rule."""
+
+    name: str
+    versions: int
+    active: int | None
+    two_person: bool
+    """Whether a release is let through only by somebody else than who created it (`rule_channel`)."""
 
 
 @dataclass(frozen=True, slots=True)

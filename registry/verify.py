@@ -19,6 +19,7 @@ from .registry import Registry
 from .snapshot import DAMAGE, Snapshot, said
 from .tables import PROJECTIONS, MemoryTables, Row, need
 from .types import Event, Problem, Verification
+from .verify_reopened import Reopenings
 
 _IDENTIFIED_BY = {"adapter.sealed": "manifest", "audit.recorded": "record", "evidence.recorded": "record"}
 
@@ -79,14 +80,20 @@ def verify(
 
 def _replay(events: Sequence[Event]) -> _Expected:
     """The projections, in memory; it stops at the first event that cannot follow the others."""
-    tables = MemoryTables()
+    tables, reopenings = MemoryTables(), Reopenings()
     for event in events:
         try:
             projections.apply(tables, event)
             _check_identity(tables, event)
+            reopenings.event(tables, event)
         except DAMAGE as error:
             where = f"event {event.seq}"
             return _Expected(tables, [Problem("replay", where, "an event that can follow", said(error))])
+    try:
+        reopenings.settle(tables)
+    except DAMAGE as error:
+        where = f"event {len(events)}"
+        return _Expected(tables, [Problem("replay", where, "a ledger that can end here", said(error))])
     return _Expected(tables, [])
 
 

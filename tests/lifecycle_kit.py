@@ -10,6 +10,7 @@ from registry_kit import BASE, Clock, answered, audited, contents, release, stac
 
 from efface.registry import (
     Adapter,
+    Audit,
     Composition,
     Evidence,
     Registry,
@@ -49,9 +50,11 @@ def released(reg: Registry, work: Path, seed: int = 1) -> tuple[str, Adapter]:
     return request_id, adapter
 
 
-def shredded(reg: Registry, work: Path, seed: int = 1) -> tuple[str, Adapter]:
-    """As `released`, with its rows destroyed."""
+def shredded(reg: Registry, work: Path, seed: int = 1, *, merged: bool = False) -> tuple[str, Adapter]:
+    """As `released`, with its rows destroyed; `merged`: after an audit of the merged base measured them."""
     request_id, adapter = released(reg, work, seed)
+    if merged:
+        measured(reg, request_id)
     shred_request(reg, request_id, actor="ana")
     return request_id, adapter
 
@@ -61,8 +64,13 @@ def alone(base: str = MERGED, precision: str = "bf16") -> Composition:
     return compose(base, precision, [])
 
 
+def measured(reg: Registry, *request_ids: str, base: str = MERGED, precision: str = "bf16") -> Audit:
+    """A passing audit of a base alone that measured these requests."""
+    return audited(reg, alone(base, precision), precision=precision, requests=request_ids)
+
+
 def proven(reg: Registry, request_id: str, **changes: Any) -> Evidence:
-    """Evidence that a merged base forgets the request, with an audit of that base."""
+    """Evidence that a merged base forgets the request, with an audit of that base that measured it."""
     values: dict[str, Any] = {
         "method": "merge",
         "artefact": MERGED,
@@ -73,8 +81,7 @@ def proven(reg: Registry, request_id: str, **changes: Any) -> Evidence:
         **changes,
     }
     if "audit" not in values:
-        base = alone(values["artefact"])
-        values["audit"] = audited(reg, base, precision=base.quantization).digest
+        values["audit"] = measured(reg, request_id, base=values["artefact"]).digest
     return record_evidence(reg, request_id, **values)
 
 

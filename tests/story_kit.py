@@ -57,6 +57,7 @@ from efface.registry import (
     reject_adapter,
     requests_of_subject,
     retire_adapter,
+    rule_channel,
     shred_request,
     step_request,
     supported_claim,
@@ -126,7 +127,7 @@ class Version:
     composition: Composition
     state: str = "CANDIDATE"
     audit: str | None = None
-    """When it became active, counted in activations and evidence."""
+    approver: str | None = None
 
     @property
     def held(self) -> frozenset[str]:
@@ -138,7 +139,12 @@ class Model:
     wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
     adapters: dict[str, Made] = field(default_factory=dict[str, Made])
     channels: dict[str, list[Version]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
-    evidence: set[tuple[str, str]] = field(default_factory=lambda: set[tuple[str, str]]())
+    evidence: set[tuple[str, str, str]] = field(default_factory=lambda: set[tuple[str, str, str]]())
+    """Request, method, level."""
+    measured: set[str] = field(default_factory=set[str])
+    """Requests that an audit of the merged base measured."""
+    ruled: set[str] = field(default_factory=set[str])
+    """Channels on which nobody lets through what they created."""
     passed: set[str] = field(default_factory=set[str])
     """Compositions with a passing audit at the precision they are served."""
     reports: set[str] = field(default_factory=set[str])
@@ -152,7 +158,9 @@ class Model:
     def answered(self, version: Version) -> set[str]:
         """By its adapters, or by its base."""
         held = {request for digest in version.held for request in self.adapters[digest].requests}
-        made = {request for request, _ in self.evidence} if version.composition.base == MERGED else set[str]()
+        made = (
+            {request for request, *_ in self.evidence} if version.composition.base == MERGED else set[str]()
+        )
         return held | made
 
     def undecided(self, version: Version) -> bool:
@@ -165,9 +173,7 @@ class Model:
         active = self.versions("ACTIVE")
         mine = {digest for digest, made in self.adapters.items() if request_id in made.requests}
         before = any(one.composition.base == BASE for one in active)
-        levels = {
-            METHODS[method] for request, method in self.evidence if request == request_id and not before
-        }
+        levels = {level for request, _, level in self.evidence if request == request_id and not before}
         levels |= {"suppressed"} if any(mine & one.held for one in active) else set()
         return max(levels, key=LEVELS.index, default=None)
 
@@ -350,9 +356,10 @@ class Story(RuleBasedStateMachine):
         request_id = self.some_request(data, "SHREDDED")
         wish, shown = self.model.wishes[request_id], self.model.supported(request_id)
         level = claim or shown
-        ready = wish.shredded and wish.state in ("RELEASED", "SHREDDED")
+        ready = wish.state == "CLOSED" or (wish.shredded and wish.state in ("RELEASED", "SHREDDED"))
         enough = level is not None and self.model.rank(level) <= self.model.rank(shown)
-        error = Conflict if not ready else None if enough else GateFailed
+        raised = wish.state != "CLOSED" or self.model.rank(level) > self.model.rank(wish.claim)
+        error = Conflict if not ready else GateFailed if not enough else None if raised else Conflict
         closed = self.expect(error, lambda: close_request(self.reg, request_id, claim=claim, actor="ana"))
         if closed is not None:
             wish.state, wish.claim = "CLOSED", level
@@ -360,7 +367,8 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.model.wishes)
     @rule(data=st.data(), method=st.sampled_from(sorted(METHODS)))
     def prove(self, data: st.DataObject, method: str) -> None:
-        request_id = self.some_request(data, "SHREDDED", "CLOSED")
+        """On an audit that names the request, as long as its rows are there; after that on one that cannot."""
+        request_id = self.some_request(data, "RELEASED", "SHREDDED", "CLOSED")
         wish = self.model.wishes[request_id]
         values: dict[str, Any] = {
             "artefact": MERGED,
@@ -369,15 +377,27 @@ class Story(RuleBasedStateMachine):
             "statement": "s",
             "actor": "ana",
         }
-        values["audit"] = self.audit(compose(MERGED, "nf4", []))
+        bare = compose(MERGED, "nf4", [])
+        names = data.draw(st.sampled_from([None, [], [request_id]]), label="audit names")
+        known = request_id in self.model.measured
+        if names and wish.shredded and not known:
+            self.expect(Conflict, lambda: self.audit(bare, precision="nf4", requests=names))
+            names = []
+        values["audit"] = self.audit(bare, precision="nf4", requests=names)
+        self.model.passed.add(bare.digest)
+        self.model.measured |= set(names or ())
+        level = METHODS[method] if names else "suppressed"
+        shows = bool(names) or (names is not None and wish.shredded)
+        error = Conflict if wish.state in ENDED else None if shows else GateFailed
         record = lambda: record_evidence(self.reg, request_id, method=method, **values)  # noqa: E731
-        if (request_id, method) in self.model.evidence and wish.state not in ENDED:
+        if error is None and (request_id, method, level) in self.model.evidence:
             self.unchanged(record)
             return
         served = any(one.composition.base == MERGED for one in self.model.versions("ACTIVE"))
-        refused = wish.state in ENDED or (wish.undecided and served)
-        if self.expect(Conflict if refused else None, record) is not None:
-            self.model.evidence.add((request_id, method))
+        error = error or (Conflict if wish.undecided and served else None)
+        if (made := self.expect(error, record)) is not None:
+            assert made.level == level
+            self.model.evidence.add((request_id, method, level))
             if wish.state not in IN_FORCE and request_id in self.model.in_force():
                 wish.state = "RELEASED"
 
@@ -496,12 +516,12 @@ class Story(RuleBasedStateMachine):
         assert made.version == len(self.model.channels[channel])
         return made.version
 
-    def activate(self, channel: str, number: int, audit: str | None) -> None:
+    def activate(self, channel: str, number: int, audit: str | None, by: str = "ben") -> None:
         version = self.model.channels[channel][number - 1]
         activate = lambda: activate_release(  # noqa: E731
-            self.reg, channel, number, audit=audit, approved_by="ben"
+            self.reg, channel, number, audit=audit, approved_by=by
         )
-        if version.state == "ACTIVE" and audit in (None, version.audit):
+        if version.state == "ACTIVE" and (audit is None or (audit, by) == (version.audit, version.approver)):
             self.unchanged(activate)
             return
         unaudited = audit is None and version.audit is None
@@ -511,13 +531,26 @@ class Story(RuleBasedStateMachine):
             else self.model.turn(channel, number, "CANDIDATE" if audit else "APPROVED")
             or (Conflict if self.model.undecided(version) else None)
         )
-        if self.expect(error, activate) is not None:
+        own = channel in self.model.ruled and (by if audit else version.approver) == "ana"
+        if self.expect(error or (GateFailed if own else None), activate) is not None:
+            version.approver = by if audit else version.approver
             version.audit = audit or version.audit
             self.model.activate(channel, version)
 
+    @rule(channel=st.sampled_from(CHANNELS), two_person=st.booleans())
+    def rule_channel(self, channel: str, two_person: bool) -> None:
+        """All releases here are created by ana; ben is somebody else."""
+        rule = lambda: rule_channel(  # noqa: E731
+            self.reg, channel, two_person=two_person, reason="a reason", actor="cleo"
+        )
+        held = channel in self.model.ruled
+        found = self.unchanged(rule) if held == two_person else rule()
+        (self.model.ruled.add if two_person else self.model.ruled.discard)(channel)
+        assert found.two_person == two_person
+
     @precondition(lambda self: any(self.model.channels.values()))
-    @rule(data=st.data())
-    def approve(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), by=st.sampled_from(["ana", "ben", "ben"]))
+    def approve(self, data: st.DataObject, by: str) -> None:
         channel, number = self.some_version(data)
         version = self.model.channels[channel][number - 1]
         bad = [
@@ -526,19 +559,21 @@ class Story(RuleBasedStateMachine):
         ]
         passed = self.audit(version.composition)
         approve = lambda audit: approve_release(  # noqa: E731
-            self.reg, channel, number, audit=audit, approved_by="ben"
+            self.reg, channel, number, audit=audit, approved_by=by
         )
         for audit in bad:
             self.expect(GateFailed, lambda audit=audit: approve(audit))
-        if self.expect(self.model.turn(channel, number, "CANDIDATE"), lambda: approve(passed)) is not None:
-            version.state, version.audit = "APPROVED", passed
+        own = GateFailed if channel in self.model.ruled and by == "ana" else None
+        error = self.model.turn(channel, number, "CANDIDATE") or own
+        if self.expect(error, lambda: approve(passed)) is not None:
+            version.state, version.audit, version.approver = "APPROVED", passed, by
 
     @precondition(lambda self: any(self.model.channels.values()))
-    @rule(data=st.data(), audit=st.booleans())
-    def activate_one(self, data: st.DataObject, audit: bool) -> None:
+    @rule(data=st.data(), audit=st.booleans(), by=st.sampled_from(["ana", "ben"]))
+    def activate_one(self, data: st.DataObject, audit: bool, by: str) -> None:
         channel, number = self.some_version(data)
         composition = self.model.channels[channel][number - 1].composition
-        self.activate(channel, number, self.audit(composition) if audit else None)
+        self.activate(channel, number, self.audit(composition) if audit else None, by)
 
     @precondition(lambda self: any(self.model.channels.values()))
     @rule(data=st.data())

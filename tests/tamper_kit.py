@@ -3,24 +3,28 @@
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lifecycle_kit import MERGED, alone, proven
+from lifecycle_kit import MERGED, alone, measured, proven, serve
 from proof_kit import BUILDER, ORIGIN, key_id, private, trusting
 from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
+    Event,
     Registry,
     approve_release,
     close_request,
     compose,
     create_release,
     extend_request,
+    ledger,
     purge_adapter,
     reject_adapter,
     retire_adapter,
+    rule_channel,
     shred_request,
     step_request,
     withdraw_release,
@@ -58,7 +62,12 @@ def tell(reg: Registry, work: Path) -> None:
     release(reg, stack([first]))
     above = seal(reg, lora(work / "above", 2), [ask(reg)], trained_on=stack([first]).digest)
     release(reg, compose(BASE, "nf4", [(first.digest, 1), (above.digest, "0.5")]))
+    measured(reg, legal)
     shred_request(reg, legal, actor="ana")
+    close_request(reg, legal, actor="ana")
+    rule_channel(reg, "prod", two_person=True, reason="four eyes", actor="cleo")
+    proven(reg, legal)
+    serve(reg, alone())
     close_request(reg, legal, actor="ana")
     merged = ask(reg, basis="ccpa", subject_ref="Ana")
     proven(reg, merged)
@@ -78,6 +87,20 @@ def tell(reg: Registry, work: Path) -> None:
     active = release(reg, stack([first]))
     attest_release(reg, "prod", active.version, private=private("approver"), actor="ben")
     make_checkpoint(reg, private("log"), origin=ORIGIN)
+
+
+def forge(reg: Registry, *events: tuple[str, str, Mapping[str, Any]]) -> None:
+    """Chain events to the ledger as its owner could, without asking anything."""
+    with reg.write("eve") as tx:
+        for kind, subject, body in events:
+            head = tx.db.get("head", 1)
+            assert head
+            subject_kind = kind.partition(".")[0]
+            values = (head["seq"] + 1, 1, tx.at, kind, "eve", subject_kind, subject, body, head["hash"])
+            bare = Event(*values, "")
+            event = replace(bare, hash=ledger.hash_of(bare))
+            tx.db.insert("event", **ledger.row_of(event))
+            tx.db.update("head", (1,), seq=event.seq, hash=event.hash)
 
 
 def rows(path: Path) -> Rows:

@@ -33,8 +33,10 @@ from efface.registry import (
     database,
     engines,
     get_adapter,
+    get_channel,
     history,
     list_adapters,
+    list_audits,
     list_requests,
     log,
     plan_removal,
@@ -164,6 +166,25 @@ def test_a_migrated_registry_is_as_one_made_new(old: Backend, tmp_path: Path) ->
     assert tables == {*ALL, "alembic_version"}
     old.open(create=False)
     assert verify(reg).ok
+
+
+def test_a_schema_of_the_revision_before_goes_on_from_there(tmp_path: Path) -> None:
+    """A ledger of 0.1.0 in the tables of 0002: no audit names requests, no channel has a rule."""
+    root = unpacked(FIXTURES[0], tmp_path)
+    engine = engines.sqlite(root / "registry.db")
+    with engines.transaction(engine, "it", write=True) as connection:
+        database._adopt(connection)
+        command.upgrade(config(connection), "0002_projections")
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+        assert found == "0002_projections"
+    engine.dispose()
+    with Registry.open(root) as reg:
+        assert verify(reg, deep=True).problems == ()
+        assert {audit.requests for audit in list_audits(reg)} == {None}
+        assert [get_channel(reg, name).two_person for name in channels(reg)] == [False, False]
+        described_now = described(reg)
+    with Registry.open(tmp_path / "new", create=True) as new:
+        assert described(new) == described_now
 
 
 def test_efface_0_1_0_refuses_a_migrated_registry_by_number(tmp_path: Path) -> None:

@@ -444,6 +444,70 @@ def test_a_stack_with_a_shredded_request_changes_and_says_that_it_is_not_measure
     assert at.ask("verify", "--deep").code == 0
 
 
+def test_a_stack_whose_requests_are_all_shredded_can_be_rolled_back(never: Place, tmp_path: Path) -> None:
+    """To what passed before, and to the bare base; to nothing that nobody could look at."""
+    at = never.copied(tmp_path / "registry")
+    at.ask(*opening(at, "two"))
+    at.work("unlearn", TWO)
+    assert at.work("release", "create", "prod", "--add", TWO, recipe="strict").json["state"] == "CANDIDATE"
+    assert at.work("release", "create", "canary", "--add", TWO).json["state"] == "ACTIVE"
+    with Registry.open(at.registry) as reg:
+        for request in (ONE, TWO):
+            shred_request(reg, request, actor="ana")
+    back = ("release", "rollback", "prod", "--reason", "a mistake")
+    before = contents(at.registry)
+    refused = at.work(*back, "--to", "2")  # its audit failed, and there will not be another
+    assert refused.code == 2
+    assert "remove every request, down to the bare base" in refused.err
+    assert contents(at.registry) == before
+    bare = at.work(*back, "--remove", ONE, "--html", tmp_path / "no.html")
+    assert (bare.code, bare.json["state"], bare.json["requests"]) == (0, "ACTIVE", [])
+    assert "Nothing was measured" in bare.err
+    assert not (tmp_path / "no.html").exists()
+    audit = at.ask("audit", "show", bare.json["measured_by"]).json
+    assert (audit["suite"], audit["requests"], audit["verdict"]) == ("none/1", [], "pass")
+    assert at.ask("request", "show", ONE).json["state"] == "REOPENED"
+    refused = at.work(*back, "--to", "2")
+    assert "return to version 1" in refused.err
+    again = at.work(*back, "--to", "1")
+    assert (again.code, again.json["state"], again.json["requests"]) == (0, "ACTIVE", [ONE])
+    assert again.json["audit"] == never.json("release")["audit"]
+    assert "passed before" in again.err
+    conforms("release rollback", again.json)
+    shown = at.ask("request", "show", ONE).json
+    assert (shown["state"], shown["supported_claim"]) == ("RELEASED", "suppressed")
+    assert at.ask("verify", "--deep").code == 0
+
+
+def test_a_protected_channel_leaves_a_candidate_for_somebody_else(never: Place, tmp_path: Path) -> None:
+    at = never.copied(tmp_path / "registry")
+    rule = ("release", "protect", "prod", "--two-person", "--reason", "four eyes")
+    assert at.ask(*rule).json["two_person"] is True
+    made = at.work("release", "rollback", "prod", "--remove", ONE, "--reason", "a mistake", "--actor", "ana")
+    assert (made.code, made.json["state"], made.json["verdict"]) == (0, "CANDIDATE", "pass")
+    assert f"efface release approve prod 2 --audit {made.json['measured_by']}" in made.err
+    approve = ("release", "approve", "prod", 2, "--audit", made.json["measured_by"], "--actor")
+    refused = at.ask(*approve, "ana")
+    assert (refused.code, "somebody else" in refused.err) == (1, True)
+    assert at.ask(*approve, "ben").json["approved_by"] == "ben"
+    assert at.ask("release", "activate", "prod", 2, "--actor", "ana").json["state"] == "ACTIVE"
+    assert at.ask("verify", "--deep").code == 0
+
+
+def test_what_was_shredded_before_the_merge_is_not_consolidated(story: Place, tmp_path: Path) -> None:
+    at = story.copied(tmp_path / "registry")
+    with Registry.open(at.registry) as reg:
+        shred_request(reg, ONE, actor="ana")
+    done = at.work("merge", "prod", "--out", tmp_path / "merged")
+    assert at.ask("audit", "show", done.json["audit"]).json["requests"] == [TWO]
+    for request, level in ((ONE, "suppressed"), (TWO, "consolidated")):
+        proof = ("--artefact", done.json["artefact"], "--audit", done.json["audit"], "--base-withdrawn")
+        ran = at.ask("request", "evidence", request, "--method", "merge", *proof, "--statement", "gone")
+        assert (ran.code, ran.json["level"]) == (0, level)
+        assert ("suppressed at most" in ran.err) == (request == ONE)
+    assert at.ask("verify", "--deep").code == 0
+
+
 def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place, tmp_path: Path) -> None:
     at = story.copied(tmp_path / "registry")
     merged = tmp_path / "merged"

@@ -49,7 +49,7 @@ def test_a_seed_draws_the_order_and_settings_are_part_of_the_key() -> None:
     assert sorted(other.order) == list(range(16))
     keys = {series(name, 0, 16).folder for name in METHODS} | {
         other.folder,
-        series("sum", 0, 16, ["steps=31"]).folder,
+        series("sum", 0, 16, ["steps=25"]).folder,
     }
     assert len(keys) == len(METHODS) + 2
 

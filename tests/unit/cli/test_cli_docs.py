@@ -176,7 +176,7 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         adapters = [seal(reg, lora(tmp_path / f"lora-{seed}", seed), [ask(reg)]) for seed in range(3)]
         release(reg, stack(adapters[:1]))
         create_release(reg, "prod", stack(adapters[:2]), rendered=None, reason="why", actor="ana")
-        proof = audited(reg, compose(new, "nf4", [])).digest
+        proof = audited(reg, compose(new, "nf4", []), requests=["req-000001"]).digest
     one, _, last = (adapter.digest for adapter in adapters)
     out, why = tmp_path / "out", ("--reason", "why")
     private, public = signing.generate(), tmp_path / "key.pub"

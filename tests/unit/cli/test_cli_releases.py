@@ -73,6 +73,26 @@ def test_two_steps_by_two_people(home: Path) -> None:
     assert checked(home, "release", "show", "prod") == active
 
 
+def test_the_rule_of_a_channel(home: Path) -> None:
+    protect = ("release", "protect", "prod")
+    assert checked(home, *protect) == {"channel": "prod", "versions": 2, "active": None, "two_person": False}
+    unreasoned = efface(*protect, "--two-person", "--registry", home)
+    assert (unreasoned.code, "--reason" in unreasoned.err) == (2, True)
+    assert checked(home, *protect, "--two-person", "--reason", "four eyes")["two_person"] is True
+    approve = ("release", "approve", "prod", 1, "--audit", audit_of(home, 1), "--registry", home)
+    before = contents(home)
+    refused = efface(*approve, "--actor", "Ana")
+    assert refused.code == 1
+    assert "somebody else" in refused.err
+    assert "na, " not in refused.err  # names are free text
+    assert contents(home) == before
+    assert checked(home, *protect, "--no-two-person", "--reason", "on leave")["two_person"] is False
+    assert efface(*approve, "--actor", "Ana").code == 0
+    ruled = checked(home, "log", "--kind", "channel.ruled")
+    assert [event["body"]["reason"] for event in ruled] == ["four eyes", "on leave"]
+    assert efface("release", "protect", "none", "--registry", home).code == 2
+
+
 def test_the_wrong_audit_is_exit_1_and_changes_nothing(home: Path) -> None:
     with Registry.open(home) as reg:
         audited(reg, composition(home, 1), verdict="fail")

@@ -172,7 +172,7 @@ def test_a_claim_is_never_more_than_its_evidence(home: Path) -> None:
 def test_evidence_of_a_merge_carries_a_higher_claim(home: Path) -> None:
     merged = "sha256:" + "c" * 64
     with Registry.open(home) as reg:
-        proof = audited(reg, compose(merged, "nf4", []))
+        proof = audited(reg, compose(merged, "nf4", []), requests=[ONE])
     words = ("request", "evidence", ONE, "--method", "merge", "--artefact", merged, "--audit", proof.digest)
     words = (*words, "--statement", "merged; the base before is deleted")
     refused = efface(*words, "--registry", home)

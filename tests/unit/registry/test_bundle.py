@@ -29,6 +29,7 @@ from efface.registry import (
     open_request,
     plan_removal,
     record_evidence,
+    rule_channel,
     shred_request,
     step_request,
     supported_claim,
@@ -256,7 +257,7 @@ def test_the_facts_are_those_of_the_registry(told: Registry, tmp_path: Path) -> 
 
 def test_evidence_of_a_merge_and_its_audit(told: Registry, tmp_path: Path) -> None:
     base = "sha256:" + "c" * 64
-    proof = audited(told, compose(base, "nf4", []), seed=5)
+    proof = audited(told, compose(base, "nf4", []), seed=5, requests=["req-000001"])
     record_evidence(
         told, "req-000001", method="merge", artefact=base, audit=proof.digest, base_withdrawn=True,
         statement="merged & withdrawn", actor="ana",
@@ -271,6 +272,19 @@ def test_evidence_of_a_merge_and_its_audit(told: Registry, tmp_path: Path) -> No
     assert proof.digest in {row["digest"] for row in found.facts["audits"]}
     assert "merged &amp; withdrawn" in _page(tmp_path / NAME)
     assert "Not by taking an adapter off" in _page(tmp_path / NAME)
+
+
+def test_the_rule_of_a_channel_goes_with_it_and_is_held_to(told: Registry, tmp_path: Path) -> None:
+    rule_channel(told, "prod", two_person=True, reason="four eyes", actor="cleo")
+    rule_channel(told, "canary", two_person=True, reason="not about this one", actor="cleo")
+    release(told, compose(BASE, "nf4", []))  # ana creates, ben approves
+    for what in ({}, {"request": None, "channel": "prod"}):
+        path = tmp_path / f"{len(what)}.zip"
+        export(told, path, **what)
+        found = verify_bundle(path)
+        assert found.ok
+        ruled = [line for line in member(path, "ledger.json")["events"] if "channel.ruled" in str(line)]
+        assert len(ruled) == 1
 
 
 def test_a_failed_audit_is_not_left_out(told: Registry, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lifecycle_kit import MERGED, alone, proven, rejected, released, serve, shredded, state
+from lifecycle_kit import MERGED, alone, measured, proven, rejected, released, serve, shredded, state
 from registry_kit import BASE, accept, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
@@ -24,6 +24,7 @@ from efface.registry import (
     supported_claim,
     verify,
 )
+from efface.registry import bundle_facts as facts
 
 MADE = {"merge": "consolidated", "retrain": "erased", "shard": "erased"}
 
@@ -46,7 +47,7 @@ def test_a_served_adapter_suppresses(reg: Registry, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", MADE)
 def test_a_base_made_for_it_is_more(reg: Registry, tmp_path: Path, method: str) -> None:
-    request_id, _ = shredded(reg, tmp_path)
+    request_id, _ = shredded(reg, tmp_path, merged=True)
     evidence = proven(reg, request_id, method=method)
     assert (evidence.level, evidence.method, evidence.artefact) == (MADE[method], method, MERGED)
     assert evidence_of(reg, request_id) == [evidence]
@@ -61,7 +62,7 @@ def test_a_base_made_for_it_is_more(reg: Registry, tmp_path: Path, method: str) 
 
 
 def test_less_may_be_claimed(reg: Registry, tmp_path: Path) -> None:
-    request_id, _ = shredded(reg, tmp_path)
+    request_id, _ = shredded(reg, tmp_path, merged=True)
     proven(reg, request_id, method="retrain")
     serve(reg, alone())
     assert close(reg, request_id, "consolidated").claim_level == "consolidated"
@@ -84,7 +85,7 @@ def test_erasing_needs_no_adapter(reg: Registry) -> None:
 
 
 def test_evidence_may_come_after_the_base_is_served(reg: Registry, tmp_path: Path) -> None:
-    request_id, _ = shredded(reg, tmp_path)
+    request_id, _ = shredded(reg, tmp_path, merged=True)
     serve(reg, alone(), reason="merged")
     assert state(reg, request_id) == "REOPENED"
     proven(reg, request_id)
@@ -95,7 +96,7 @@ def test_evidence_may_come_after_the_base_is_served(reg: Registry, tmp_path: Pat
 
 
 def test_a_claim_ends_when_the_base_before_is_served_again(reg: Registry, tmp_path: Path) -> None:
-    request_id, adapter = shredded(reg, tmp_path)
+    request_id, adapter = shredded(reg, tmp_path, merged=True)
     proven(reg, request_id)
     serve(reg, alone())
     close(reg, request_id)
@@ -109,7 +110,7 @@ def test_a_claim_ends_when_the_base_before_is_served_again(reg: Registry, tmp_pa
 
 
 def test_evidence_counts_until_the_base_before_is_released_again(reg: Registry, tmp_path: Path) -> None:
-    request_id, adapter = shredded(reg, tmp_path)
+    request_id, adapter = shredded(reg, tmp_path, merged=True)
     proven(reg, request_id)
     release(reg, stack([adapter]))
     assert supported_claim(reg, request_id) == "suppressed"
@@ -128,20 +129,20 @@ def test_the_base_before_may_not_be_served_bare_either(reg: Registry, tmp_path: 
 
 def test_the_base_before_is_named_or_that_of_its_adapters(reg: Registry, tmp_path: Path) -> None:
     bare = ask(reg)
-    digest = audited(reg, alone(), precision="bf16").digest
+    digest = measured(reg, bare).digest
     values: dict[str, Any] = {"audit": digest, "replaces": None}
     rejected(reg, InvalidInput, lambda: proven(reg, bare, **values), "no adapter")
     rejected(reg, InvalidInput, lambda: proven(reg, bare, audit=digest, replaces=MERGED), "another base")
     rejected(reg, InvalidInput, lambda: proven(reg, bare, audit=digest, replaces="a b"))
-    request_id, _ = shredded(reg, tmp_path)
+    request_id, _ = shredded(reg, tmp_path, merged=True)
     assert log(reg)[-1].kind == "request.shredded"
-    proven(reg, request_id, **values)
+    proven(reg, request_id, replaces=None)
     record: Any = log(reg, kind="evidence.recorded")[-1].body["record"]
     assert record["replaces"] == BASE
 
 
 def test_leaving_the_base_made_for_it_reopens(reg: Registry, tmp_path: Path) -> None:
-    request_id, _ = shredded(reg, tmp_path)
+    request_id, _ = shredded(reg, tmp_path, merged=True)
     proven(reg, request_id)
     serve(reg, alone())
     serve(reg, alone("sha256:" + "e" * 64))
@@ -169,7 +170,7 @@ def test_a_withdrawn_request_does_not_hold_up_its_base(reg: Registry) -> None:
 
 
 def test_reopening_clears_the_claim(reg: Registry, tmp_path: Path) -> None:
-    request_id, adapter = shredded(reg, tmp_path)
+    request_id, adapter = shredded(reg, tmp_path, merged=True)
     close(reg, request_id)
     release(reg, compose(BASE, "nf4", []), reason="a court order")
     again = get_request(reg, request_id)
@@ -233,10 +234,94 @@ def test_evidence_needs_a_passing_audit_of_that_base_alone(reg: Registry, kind: 
 )
 def test_bad_evidence_writes_nothing(reg: Registry, change: dict[str, Any], error: type[Exception]) -> None:
     request_id = ask(reg)
-    digest = audited(reg, alone(), precision="bf16").digest
+    digest = measured(reg, request_id).digest
     rejected(reg, error, lambda: proven(reg, request_id, **{"audit": digest, **change}))
     rejected(reg, NotFound, lambda: proven(reg, "req-000009", audit=digest))
     rejected(reg, NotFound, lambda: evidence_of(reg, "req-000009"))
+
+
+def test_evidence_needs_an_audit_that_measured_this_request(reg: Registry) -> None:
+    request_id, other = ask(reg), ask(reg)
+    silent = audited(reg, alone(), precision="bf16")
+    assert silent.requests is None
+    for audit, came in (
+        (silent, "does not say what it measured"),
+        (measured(reg, other), "one of others"),
+        (measured(reg), "one of others"),
+    ):
+        rejected(reg, GateFailed, lambda audit=audit: proven(reg, request_id, audit=audit.digest), came)
+    both = measured(reg, other, request_id, other)
+    assert both.requests == (request_id, other)
+    assert proven(reg, request_id, audit=both.digest).level == "consolidated"
+    record: Any = log(reg, kind="audit.recorded")[-1].body["record"]
+    assert record["requests"] == [request_id, other]
+    assert verify(reg, deep=True).ok
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_what_nobody_can_measure_any_more_is_suppressed_at_most(
+    reg: Registry, tmp_path: Path, method: str
+) -> None:
+    """Shredded before the merge was audited: the request stays answered, and no more than that is claimed."""
+    request_id, _ = shredded(reg, tmp_path)
+    silent = audited(reg, alone(), precision="bf16").digest
+    rejected(reg, GateFailed, lambda: proven(reg, request_id, audit=silent), "does not say")
+    evidence = proven(reg, request_id, method=method, audit=measured(reg).digest)
+    assert (evidence.level, evidence.method) == ("suppressed", method)
+    serve(reg, alone())
+    assert (state(reg, request_id), supported_claim(reg, request_id)) == ("SHREDDED", "suppressed")
+    rejected(reg, GateFailed, lambda: close(reg, request_id, MADE[method]), "suppressed")
+    assert close(reg, request_id).claim_level == "suppressed"
+    assert rebuild(reg) == len(log(reg))
+    assert verify(reg, deep=True).ok
+    (row,) = facts.facts(log(reg), {})["requests"]
+    assert (row["claim"], row["supported"]) == ("suppressed", "suppressed")
+
+
+def test_no_audit_measured_rows_that_were_shredded_before(reg: Registry, tmp_path: Path) -> None:
+    request_id, _ = shredded(reg, tmp_path, merged=True)
+    before = len(log(reg))
+    assert measured(reg, request_id).requests == (request_id,)  # it is there already
+    assert len(log(reg)) == before
+    rejected(reg, Conflict, lambda: measured(reg, request_id, precision="nf4"), "shredded")
+    rejected(reg, NotFound, lambda: measured(reg, "req-000009"), "unknown")
+
+
+def test_a_claim_is_raised_when_evidence_shows_more(reg: Registry, tmp_path: Path) -> None:
+    request_id, _ = shredded(reg, tmp_path, merged=True)
+    close(reg, request_id)
+    proven(reg, request_id)
+    rejected(reg, Conflict, lambda: close(reg, request_id), "CLOSED as suppressed")
+    rejected(reg, GateFailed, lambda: close(reg, request_id, "consolidated"), "suppressed")
+    serve(reg, alone())
+    assert get_request(reg, request_id).claim_level == "suppressed"  # nobody raises it but somebody
+    raised = close(reg, request_id)
+    assert (raised.state, raised.claim_level) == ("CLOSED", "consolidated")
+    last = log(reg)[-1]
+    assert (last.kind, last.actor, last.body) == ("request.claimed", "ben", {"claim": "consolidated"})
+    proven(reg, request_id, method="retrain")
+    assert close(reg, request_id, "erased").claim_level == "erased"
+    for lower in ("suppressed", "consolidated", "erased", None):
+        rejected(reg, Conflict, lambda lower=lower: close(reg, request_id, lower), "CLOSED as erased")
+    assert rebuild(reg) == len(log(reg))
+    assert verify(reg, deep=True).ok
+    assert facts.facts(log(reg), {})["requests"][0]["claim"] == "erased"
+    release(reg, compose(BASE, "nf4", []), "canary")
+    assert (state(reg, request_id), get_request(reg, request_id).claim_level) == ("REOPENED", None)
+
+
+def test_a_claim_ends_with_its_adapter_though_a_base_is_served_elsewhere(
+    reg: Registry, tmp_path: Path
+) -> None:
+    """The evidence does not count, as the base before stays, and nothing suppresses on it any more."""
+    request_id, _ = shredded(reg, tmp_path, merged=True)
+    proven(reg, request_id)
+    serve(reg, alone(), "canary")
+    assert close(reg, request_id).claim_level == "suppressed"
+    release(reg, compose(BASE, "nf4", []), reason="a mistake")
+    assert supported_claim(reg, request_id) is None
+    assert get_request(reg, request_id).claim_level is None
+    assert [event.kind for event in log(reg)].count("request.reopened") == 1
 
 
 def test_recording_it_twice_is_recording_it_once(reg: Registry) -> None:

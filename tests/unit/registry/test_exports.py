@@ -35,6 +35,7 @@ def audit(**changes: Any) -> Audit:
         "verdict": "pass",
         "report": Digest("sha256:" + "d" * 64),
         "environment": {"torch": "2.13.0"},
+        "requests": None,
         "at": "2026-03-01T12:00:00.000000Z",
         **changes,
     }

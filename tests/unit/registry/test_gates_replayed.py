@@ -1,17 +1,16 @@
 """Events that no verb would append, chained as they should be: `verify` and bundles ask the gates again."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lifecycle_kit import MERGED, alone, proven, shredded, state
 from registry_kit import BASE, answered, ask, audited, lora, release, seal, stack
+from tamper_kit import forge
 
 from efface.registry import (
     BrokenRegistry,
-    Event,
     Registry,
     bundle_summary,
     compose,
@@ -27,20 +26,6 @@ from efface.registry import bundle_facts as facts
 from efface.registry.canon import digest_json
 
 REASON = {"reason": "r"}
-
-
-def forge(reg: Registry, *events: tuple[str, str, Mapping[str, Any]]) -> None:
-    """Chain events to the ledger as its owner could, without asking anything."""
-    with reg.write("eve") as tx:
-        for kind, subject, body in events:
-            head = tx.db.get("head", 1)
-            assert head
-            subject_kind = kind.partition(".")[0]
-            values = (head["seq"] + 1, 1, tx.at, kind, "eve", subject_kind, subject, body, head["hash"])
-            bare = Event(*values, "")
-            event = replace(bare, hash=ledger.hash_of(bare))
-            tx.db.insert("event", **ledger.row_of(event))
-            tx.db.update("head", (1,), seq=event.seq, hash=event.hash)
 
 
 def caught(reg: Registry, match: str) -> None:
@@ -147,7 +132,7 @@ def test_a_claim_beyond_what_is_shown_stands_out() -> None:
 
 
 def evidence(reg: Registry, request_id: str, **changes: Any) -> tuple[str, str, Mapping[str, Any]]:
-    kept = {name: changes.pop(name) for name in ("verdict", "precision") if name in changes}
+    kept = {name: changes.pop(name) for name in ("verdict", "precision", "requests") if name in changes}
     proof = audited(reg, alone(), **{"precision": "bf16", **kept})
     record = {"v": 1, "request": request_id, "level": "erased", "method": "retrain", "artefact": MERGED,
               "audit": proof.digest, "statement": "s", **changes}  # fmt: skip
@@ -163,16 +148,65 @@ def evidence(reg: Registry, request_id: str, **changes: Any) -> tuple[str, str, 
         ({"level": "erased", "method": "merge"}, "level"),
         ({"method": "prayer"}, "level"),
         ({"audit": "sha256:" + "0" * 64}, "audit"),
+        ({"requests": []}, "level"),
+        ({"requests": ["req-000002"]}, "level"),
+        ({"requests": [], "level": "suppressed"}, "level"),  # its rows are there
     ],
 )
 def test_evidence_that_shows_nothing(reg: Registry, changes: dict[str, Any], match: str) -> None:
-    forge(reg, evidence(reg, ask(reg), **changes))
+    request_id, _ = ask(reg), ask(reg)
+    forge(reg, evidence(reg, request_id, **changes))
     caught(reg, match)
+
+
+def test_evidence_on_an_audit_of_before_that_does_not_name_requests_goes_on_verifying(reg: Registry) -> None:
+    forge(reg, evidence(reg, ask(reg)))
+    assert rebuild(reg) == len(log(reg))
+    assert verify(reg).ok
+    assert len(facts.facts(log(reg), {})["evidence"]) == 1
+
+
+@pytest.mark.parametrize("level", ["consolidated", "erased"])
+def test_evidence_of_a_shredded_request_beyond_suppressed(reg: Registry, tmp_path: Path, level: str) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    method = "merge" if level == "consolidated" else "retrain"
+    forge(reg, evidence(reg, request_id, requests=[], level=level, method=method))
+    caught(reg, "level")
+
+
+def test_an_audit_of_rows_that_were_shredded(reg: Registry, tmp_path: Path) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    audited(reg, alone(), precision="bf16")
+    (body,) = [event.body for event in log(reg, kind="audit.recorded")[-1:]]
+    record: Any = {**body["record"], "requests": [request_id]}  # pyright: ignore[reportGeneralTypeIssues]
+    forge(reg, ("audit.recorded", digest_json(record), {**body, "record": record}))
+    (problem,) = verify(reg).problems
+    assert (problem.kind, problem.where) == ("replay", f"event {len(log(reg))}")
+    assert "shredded before" in problem.found
+
+
+@pytest.mark.parametrize("claim", ["suppressed", "consolidated", "forgotten", None])
+def test_a_claim_that_is_not_raised_or_beyond_what_is_shown(
+    reg: Registry, tmp_path: Path, claim: str | None
+) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    forge(
+        reg,
+        ("request.closed", request_id, {"claim": "suppressed"}),
+        ("request.claimed", request_id, {"claim": claim}),
+    )
+    caught(reg, "claim")
+
+
+def test_a_claim_raised_of_a_request_that_is_not_closed(reg: Registry, tmp_path: Path) -> None:
+    request_id, _ = shredded(reg, tmp_path)
+    forge(reg, ("request.claimed", request_id, {"claim": "suppressed"}))
+    caught(reg, "claim")
 
 
 def test_a_long_story_replays(reg: Registry, tmp_path: Path) -> None:
     """Shredding of what was rolled back, refused requests, two adapters of one request."""
-    request_id, adapter = shredded(reg, tmp_path)
+    request_id, adapter = shredded(reg, tmp_path, merged=True)
     release(reg, stack([adapter, seal(reg, lora(tmp_path / "more", 3), [ask(reg)])]))
     proven(reg, request_id)
     refused = ask(reg)
