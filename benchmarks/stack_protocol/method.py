@@ -45,7 +45,7 @@ METHODS = {
         Method(
             "penalty",
             "independent",
-            overrides=("stacking.orthogonal=1.0", "stacking.orthogonal_outputs=1.0"),
+            overrides=("stacking.orthogonal=0.1", "stacking.orthogonal_outputs=0.1"),
             about="sum, kept apart from those before by a penalty on A and B (O-LoRA)",
         ),
         Method(
