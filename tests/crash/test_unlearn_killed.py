@@ -1,12 +1,13 @@
 """`efface unlearn` killed while it asks the base, trains, seals or audits: the registry verifies, and it runs again."""
 
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import FORGET, NEIGHBOURS, RETAIN, efface, jsonl, recipe_file, stopped
+from cli_kit import FORGET, NEIGHBOURS, RETAIN, SECOND, efface, jsonl, recipe_file, stopped
 from registry_kit import contents
 
 REQUEST = "req-000001"
@@ -117,6 +118,32 @@ def test_a_run_that_was_ended_goes_on_to_the_same_adapter(
     # The manifest names recipe, rows, losses and weights: one digest says that all of them are the same.
     assert resumed.json["adapter"] == uninterrupted(tmp_path, tiny_llama)
     assert not work.exists()
+    whole(registry)
+
+
+STACKING = ("stacking.company=0.6", "stacking.orthogonal=0.1", "initialisation=null_space", "objective=npo")
+
+
+def test_a_killed_run_beside_others_goes_on_to_the_same_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "short").mkdir()
+    first = opened(tmp_path / "short", tiny_llama, 3)
+    assert efface(*first).code == 0
+    registry = tmp_path / "short" / "registry"
+    rows = ("--forget", jsonl(tmp_path / "second", SECOND), "--retain", tmp_path / "short" / "r")
+    assert efface("request", "open", *rows, "--basis", "test", "--registry", registry).code == 0
+    shutil.copytree(registry, tmp_path / "whole", symlinks=True)
+    sets = [part for one in (*STACKING, "steps=60") for part in ("--set", one)]
+    command = ["unlearn", "req-000002", *first[2:-1]]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    there = partial(a_checkpoint_exists, registry)
+    code, lines = stopped(signal.SIGKILL, "Training", there, *command, registry, *sets, scratch=scratch)
+    assert code == -signal.SIGKILL, lines
+    resumed = efface(*command, registry, *sets, "--resume", "--format", "json")
+    assert resumed.code == 0, resumed.err
+    uncut = efface(*command, tmp_path / "whole", *sets, "--format", "json")
+    assert uncut.code == 0, uncut.err
+    assert resumed.json["adapter"] == uncut.json["adapter"]
     whole(registry)
 
 

@@ -36,7 +36,7 @@ def test_the_python_example_runs(
 @pytest.mark.usefixtures("smollm")
 def test_the_guides_training_without_a_registry_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    (code,) = [
+    code, stacked = [
         part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TrainSettings" in part
     ]
     monkeypatch.chdir(tmp_path)
@@ -45,3 +45,7 @@ def test_the_guides_training_without_a_registry_runs(tmp_path: Path, monkeypatch
     before, *_, last = names["result"].probes
     assert last.forget_probability < 0.5 * before.forget_probability
     assert read_adapter(tmp_path / "adapter").rank == 16
+    exec(compile(stacked, "guide.md", "exec"), names)
+    alone = names["result"].steps[0].forget_probability
+    met = {round(step.forget_probability, 2) for step in names["beside"].steps}
+    assert min(met) < 0.5 * alone < alone == pytest.approx(max(met), abs=0.05)
