@@ -10,7 +10,7 @@ from typing import Any
 
 from lifecycle_kit import MERGED, alone, measured, proven, serve
 from proof_kit import BUILDER, ORIGIN, key_id, private, trusting
-from registry_kit import BASE, Clock, answered, ask, audited, lora, release, seal, stack
+from registry_kit import BASE, Clock, accept, answered, ask, audited, lora, release, seal, stack
 
 from efface.registry import (
     Event,
@@ -69,7 +69,7 @@ def tell(reg: Registry, work: Path) -> None:
     proven(reg, legal)
     serve(reg, alone())
     close_request(reg, legal, actor="ana")
-    merged = ask(reg, basis="ccpa", subject_ref="Ana")
+    merged = accept(reg, ask(reg, basis="ccpa", subject_ref="Ana"))
     proven(reg, merged)
     _, spare = answered(reg, work, 3)
     reject_adapter(reg, spare.digest, reason="too weak", actor="ana")
