@@ -108,7 +108,7 @@ def repair(
     """
     checks.actor(actor)
     checks.reason(reason)
-    progress = progress or Silent()
+    progress, small = progress or Silent(), _small(recipe, rank, steps)
     plan = plan_repair(registry, channel, version)
     below = plan.release.composition
     if not plan.requests:
@@ -119,7 +119,7 @@ def repair(
             f"the rows of {', '.join(gone)} are shredded: nothing is left to train a repair with. Open it anew"
         )
     signs = signer(registry, actor)
-    small, live = _small(recipe, rank, steps), live_requests(registry)
+    live = live_requests(registry)
     made: list[Adapter] = []
     with tempfile.TemporaryDirectory(prefix="efface-repair-") as scratch:
         stacked = Stacked(below.digest, render_composition(registry, below, Path(scratch) / "below"))
@@ -196,7 +196,11 @@ def _came_back(registry: Registry, audit: Audit) -> set[str]:
 
 
 def _small(recipe: Recipe, rank: int, steps: int) -> Recipe:
-    """``recipe`` with ``rank``, at the same scale, and ``steps`` in one round. Raises ValidationError."""
+    """``recipe`` with ``rank``, at the same scale, and ``steps`` in one round."""
+    if not 1 <= rank <= 512 or steps < 1:
+        raise RequestError(
+            f"expected rank and steps of at least 1 (rank at most 512), got {rank} and {steps}"
+        )
     alpha = max(1, round(recipe.lora_alpha * rank / recipe.rank))
     changes = {"rank": rank, "lora_alpha": alpha, "steps": steps, "rounds": 1, "stop": None}
     warmup = min(recipe.warmup_steps, max(0, steps - 1))
