@@ -86,6 +86,14 @@ def ask_reference(
     return Reference(**found)
 
 
+def ask_hidden(model: PeftModel, rows: Rows, *, pad_id: int, cache: ReferenceCache) -> dict[Encoded, Tensor]:
+    """Last hidden states [|y|, H] of the reference policy at the answers of ``rows``, on the CPU."""
+    found: dict[Encoded, Tensor] = {}
+    for chunk in chunks(rows, CHUNK):
+        found.update(zip(chunk, _ask(model, chunk, "hidden", None, pad_id, cache), strict=True))
+    return found
+
+
 def chunks(rows: Rows, size: int) -> Iterator[Rows]:
     """Consecutive slices of ``rows`` of at most ``size``."""
     return (rows[i : i + size] for i in range(0, len(rows), size))

@@ -50,8 +50,8 @@ class Steps(Dataset[Step]):
     ) -> None:
         draw = torch.Generator().manual_seed(settings.seed)
         forwards = settings.steps * settings.accumulation
-        f = _deal(forget, forwards * settings.forget_batch, draw)
-        r = _deal(retain, forwards * settings.retain_batch, draw) if settings.reads_retain else ()
+        f = deal(forget, forwards * settings.forget_batch, draw)
+        r = deal(retain, forwards * settings.retain_batch, draw) if settings.reads_retain else ()
         if settings.length_buckets:
             f, r = _bucketed(
                 f, settings.forget_batch, r, settings.retain_batch, _window(forget, retain, settings), draw
@@ -87,7 +87,8 @@ def counted_tokens(rows: Sequence[Encoded]) -> int:
     return sum(sum(row.counted) if row.counted else len(row.answer) for row in rows)
 
 
-def _deal(rows: Sequence[Encoded], count: int, draw: torch.Generator) -> Rows:
+def deal(rows: Sequence[Encoded], count: int, draw: torch.Generator) -> Rows:
+    """``count`` of ``rows`` in a drawn order: each once before any comes again."""
     dealt: list[Encoded] = []
     while len(dealt) < count:
         dealt += [rows[i] for i in torch.randperm(len(rows), generator=draw).tolist()]

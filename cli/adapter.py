@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..registry import Registry, get_adapter, list_adapters
-from . import adapter_end, adapter_transfer
+from . import adapter_compact, adapter_end, adapter_transfer
 from .options import (
     DEFAULT_REGISTRY,
     AdapterArgument,
@@ -54,6 +54,7 @@ def show(
     emit(record, format, "\n".join(_lines(record)))
 
 
+app.command("compact", epilog=adapter_compact.EXAMPLE)(adapter_compact.compact)
 app.command("export", epilog=adapter_transfer.EXPORT_EXAMPLE)(adapter_transfer.export)
 app.command("import", epilog=adapter_transfer.IMPORT_EXAMPLE)(adapter_transfer.import_)
 app.command("reject", epilog=adapter_end.REJECT_EXAMPLE)(adapter_end.reject)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from ..registry.types import ProblemKind, Verdict
-from .records import AdapterRecord, AuditRecord, ReleaseName, RequestRecord
+from .records import AdapterRecord, AuditRecord, MeasuredRelease, ReleaseName, RequestRecord
 
 
 class ShredFileRecord(TypedDict):
@@ -291,6 +291,51 @@ class MergeRecord(TypedDict):
     precision: str
     audit: str
     verdict: str
+
+
+class CandidateRecord(TypedDict):
+    """One way of making a compaction. `error`: of the weights, relative, Frobenius; `kl`: from the stack's answers, in
+    nats per token, by role of the rows; `drift`: mean distance of a row's answer probability to the stack's."""
+
+    way: Literal["compressed", "distilled"]
+    rank: int
+    error: float
+    kl: dict[str, float]
+    drift: float
+    failed_gates: int
+    verdict: Verdict
+
+
+class CompactRecord(TypedDict):
+    """`adapter compact`: the adapter, what it was made from (digest and weight), and every way, best first."""
+
+    adapter: str
+    requests: list[str]
+    made_from: dict[str, str]
+    rank: int
+    error_bound: str | None
+    composition: str
+    audit: str
+    verdict: Verdict
+    candidates: list[CandidateRecord]
+
+
+class RepairPlanRecord(TypedDict):
+    """The version, its newest audit, and the requests that came back according to it."""
+
+    channel: str
+    version: int
+    audit: str
+    requests: list[str]
+
+
+class RepairRecord(TypedDict):
+    """`release repair`: `adapters` and `release` are what `--yes` made."""
+
+    done: bool
+    plan: RepairPlanRecord
+    adapters: list[str]
+    release: MeasuredRelease | None
 
 
 class ModelPath(TypedDict):

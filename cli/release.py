@@ -9,8 +9,9 @@ import typer
 
 from ..registry import Registry, active_release, get_request, history
 from ..registry import plan_removal as plan
-from . import release_steps, release_transfer
+from . import release_compact, release_steps, release_transfer
 from .lookups import requests_of
+from .measured import measured_json, measured_text
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -28,7 +29,7 @@ from .options import (
     SetOption,
 )
 from .output import emit, emit_table, progress, talk
-from .records import MeasuredRelease, release_json
+from .records import release_json
 from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def rollback(
         list[str] | None, typer.Option("--remove", help="Request to take off. Repeatable.")
     ] = None,
     to: Annotated[int | None, typer.Option("--to", help="Version whose composition to return to.")] = None,
+    drop_repairs: Annotated[
+        bool, typer.Option("--drop-repairs", help="Also take off repairs that were trained on what goes.")
+    ] = False,
     reason: ReasonOption = "",
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
@@ -103,6 +107,8 @@ def rollback(
 
     Where every request in question is shredded nothing can be measured any more: a stack that passed before, and the
     bare base, are released all the same and say so; another stack is refused.
+
+    Out of a compaction a request leaves by going back to the adapters that it was made from.
     """
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
@@ -115,14 +121,22 @@ def rollback(
     chosen = load_recipe(recipe, overrides)
     with Registry.open(registry) as reg, progress() as bars:
         if remove:
-            plan(reg, channel, remove)
+            plan(reg, channel, remove, drop_repairs=drop_repairs)
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
         if to is not None:
             done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
         else:
             done = remove_requests(
-                reg, channel, remove or [], bench, chosen, reason=reason, actor=actor, progress=bars
+                reg,
+                channel,
+                remove or [],
+                bench,
+                chosen,
+                reason=reason,
+                actor=actor,
+                progress=bars,
+                drop_repairs=drop_repairs,
             )
     _report(done, html, json, reveal)
     _say(registry, done, format)
@@ -164,6 +178,8 @@ def history_(
     emit_table(rows, ["version", "state", "requests", "composition", "reason", "created_at"], format, "")
 
 
+app.command("compact", epilog=release_compact.COMPACT_EXAMPLE)(release_compact.compact)
+app.command("repair", epilog=release_compact.REPAIR_EXAMPLE)(release_compact.repair)
 app.command("approve", epilog=release_steps.APPROVE_EXAMPLE)(release_steps.approve)
 app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.activate)
 app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)
@@ -183,17 +199,5 @@ def _report(done: Released, html: Path | None, json: Path | None, reveal: bool) 
 
 
 def _say(registry: str, done: Released, format: Format) -> None:
-    release = done.release
-    with Registry.open(registry) as reg:
-        requests = requests_of(reg, release.composition.adapters)
-    record: MeasuredRelease = {
-        **release_json(release, requests),
-        "measured_by": done.audit.digest,
-        "verdict": done.audit.verdict,
-    }
-    name = f"{release.channel}@{release.version}"
-    if release.state == "CANDIDATE" and done.audit.verdict == "pass":
-        then = f"efface release approve {release.channel} {release.version} --audit {done.audit.digest}"
-        talk.print(f"A candidate; next: {then}", soft_wrap=True)
-    emit(record, format, f"{name} {release.state}\n{release.composition.digest}")
+    emit(measured_json(registry, done), format, measured_text(done))
     raise typer.Exit(0 if done.audit.verdict == "pass" else 1)

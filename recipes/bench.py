@@ -51,6 +51,10 @@ class Bench:
         """The composition that is the base alone."""
         return compose(self.base.fingerprint.digest, self.base.quantization, ())
 
+    def reference(self, policy: str) -> ReferenceCache:
+        """What the policy of this digest was asked so far."""
+        return self.references.setdefault(policy, ReferenceCache(policy))
+
 
 def open_bench(model: str | Path, recipe: Recipe) -> Bench:
     """Load ``model`` at the recipe's precision. Raises `ModelError`."""

@@ -76,7 +76,11 @@ def _current(registry: Registry, request_id: str, bench: Bench) -> list[Adapter]
     asked = {r.id for r in list_requests(registry) if r.id != request_id and r.state not in _OVER}
     newest: dict[str, Adapter] = {}
     for adapter in list_adapters(registry):
-        if adapter.kind == "trained" and adapter.state in ("SEALED", "QUALIFIED"):
+        if (
+            adapter.kind == "trained"
+            and adapter.state in ("SEALED", "QUALIFIED")
+            and "repairs" not in adapter.facts
+        ):
             newest.update(dict.fromkeys(adapter.requests, adapter))
     here = (bench.base.fingerprint.digest, bench.base.quantization)
     return [

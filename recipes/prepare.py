@@ -87,7 +87,7 @@ def training_rows(
     items = [row.item() for row in data.forget]
     said = {row.id: own[row.id].text for row in data.forget if recipe.own_answers and row.id in own}
     mine = telling(items, said, "own")
-    kept, excluded = _retain(data.retain, own, scope_of([data, *others]))
+    kept, excluded = kept_rows(data.retain, own, scope_of([data, *others]))
     if not kept:
         raise DataError(["every retain row lies in the scope of a forget request: give other retain rows"])
     forget = forget_rows(bench, (*items, *mine), recipe, truncation)
@@ -177,7 +177,7 @@ def probes(
         untrained = [row for row in data.neighbours if not questions(row) & trained]
         own = own_answers(bench, [row for row in (*untrained, *retain) if row.completion is None], progress)
         for group, rows in (("neighbour", untrained), ("retain", retain)):
-            for item, _ in _retain(rows, own, scope)[0]:
+            for item, _ in kept_rows(rows, own, scope)[0]:
                 if item.text not in shared:
                     name = item.id if item.id not in names else f"{request}/{item.id}"
                     names.add(name)
@@ -185,7 +185,7 @@ def probes(
     return (*found, *shared.values())
 
 
-def _retain(
+def kept_rows(
     rows: Sequence[Row], own: Mapping[str, Own], scope: Scope
 ) -> tuple[list[tuple[Item, bool]], list[str]]:
     """Items with their answers (given, else the base's own) and whether the answer has an end; left-out ids."""

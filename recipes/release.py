@@ -12,6 +12,7 @@ from ..audits import AuditReport
 from ..registry import (
     Audit,
     Composition,
+    InvalidInput,
     NotFound,
     Registry,
     Release,
@@ -25,10 +26,12 @@ from ..registry import (
     get_adapter,
     get_channel,
     get_release,
+    plan_compaction,
     plan_removal,
+    plan_without,
     seal_adapter,
-    without,
 )
+from ..registry.compactions import everything
 from ..serving import render
 from . import unmeasured
 from .attest import Signer, signer
@@ -77,7 +80,8 @@ def add_requests(
         raise RequestError(f"{', '.join(repeated)} is named twice: name each request once")
     now = active_composition(registry, channel)
     base, quantization = (now.base, now.quantization) if now else (adapters[0].base, adapters[0].quantization)
-    held = {part.adapter for part in now.parts} if now else set[str]()
+    with registry.read() as db:
+        held = everything(db, now.adapters) if now else set[str]()
     twice = [request for request, adapter in zip(requests, adapters, strict=True) if adapter.digest in held]
     if twice:
         raise RequestError(
@@ -85,7 +89,7 @@ def add_requests(
         )
     parts = [*(now.parts if now else ()), *((adapter.digest, "1") for adapter in adapters)]
     composition = compose(base, quantization, parts)
-    return _release(
+    return release_composition(
         registry,
         channel,
         composition,
@@ -108,10 +112,36 @@ def remove_requests(
     reason: str,
     actor: str,
     progress: Progress | None = None,
+    drop_repairs: bool = False,
 ) -> Released:
-    """Roll ``requests`` back: a new version whose composition is as if they had never been added."""
-    composition = plan_removal(registry, channel, requests)
-    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+    """Roll ``requests`` back: a new version whose composition is as if they had never been added.
+
+    Out of a compaction a request leaves by going back to the originals of the others. ``drop_repairs``: also take off
+    the repairs that were trained on what goes.
+    """
+    composition = plan_removal(registry, channel, requests, drop_repairs=drop_repairs)
+    return release_composition(
+        registry, channel, composition, bench, recipe, reason, actor, progress or Silent()
+    )
+
+
+def serve_compaction(
+    registry: Registry,
+    channel: str,
+    adapter: str,
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    reason: str,
+    actor: str,
+    progress: Progress | None = None,
+    activate: bool = True,
+) -> Released:
+    """Release a compaction in place of the adapters that it was made from, audited as it will be served."""
+    composition = plan_compaction(registry, channel, adapter)
+    return release_composition(
+        registry, channel, composition, bench, recipe, reason, actor, progress or Silent(), activate=activate
+    )
 
 
 def return_to(
@@ -127,7 +157,9 @@ def return_to(
 ) -> Released:
     """Roll back to the composition of an earlier version: a new version with the same digest."""
     composition = get_release(registry, channel, version).composition
-    return _release(registry, channel, composition, bench, recipe, reason, actor, progress or Silent())
+    return release_composition(
+        registry, channel, composition, bench, recipe, reason, actor, progress or Silent()
+    )
 
 
 def composition_without(registry: Registry, composition: Composition, requests: Sequence[str]) -> Composition:
@@ -136,19 +168,13 @@ def composition_without(registry: Registry, composition: Composition, requests: 
     Raises `RequestError` for a request that is not in it, that shares an adapter with one that stays, or when
     nothing would be left to measure.
     """
-    going = set(requests)
-    members = {digest: set(get_adapter(registry, digest).requests) for digest in composition.adapters}
-    held = {request for found in members.values() for request in found}
-    if not going or going - held:
-        raise RequestError(
-            f"expected requests of the release ({', '.join(sorted(held))}), got {', '.join(sorted(going - held))}"
-        )
-    leaving = {digest for digest, found in members.items() if found & going}
-    if shared := sorted({request for digest in leaving for request in members[digest]} - going):
-        raise RequestError(f"its adapter also forgets {', '.join(shared)}: name those requests too")
-    if len(leaving) == len(members):
+    try:
+        left = plan_without(registry, composition, requests).composition
+    except InvalidInput as error:
+        raise RequestError(str(error)) from None
+    if not left.parts:
         raise RequestError("nothing would be left but the bare base: there is nothing to audit")
-    return without(composition, leaving)
+    return left
 
 
 def active_composition(registry: Registry, channel: str) -> Composition | None:
@@ -181,7 +207,7 @@ def require_base(bench: Bench, composition: Composition) -> None:
         )
 
 
-def _release(
+def release_composition(
     registry: Registry,
     channel: str,
     composition: Composition,
@@ -193,6 +219,7 @@ def _release(
     *,
     activate: bool = True,
 ) -> Released:
+    """Render, register, audit and (where it passes and ``activate`` says so) serve ``composition`` on ``channel``."""
     checks.actor(actor)
     checks.reason(reason)
     require_base(bench, composition)

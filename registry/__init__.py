@@ -36,7 +36,9 @@ from .releases import (
     diff_releases,
     get_release,
     history,
+    plan_compaction,
     plan_removal,
+    plan_without,
     withdraw_release,
 )
 from .requests import (
@@ -127,8 +129,10 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "open_request",
     "overdue",
     "plan_collection",
+    "plan_compaction",
     "plan_removal",
     "plan_shredding",
+    "plan_without",
     "purge_adapter",
     "read_payload",
     "rebuild",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapters, checks, ledger, states
+from . import adapters, checks, compactions, ledger, states
 from .canon import JSON
 from .errors import Conflict
 from .registry import Registry
@@ -82,3 +82,6 @@ def _check_unused(db: Tables, adapter: Adapter) -> None:
     if above := trained_on_it(db, adapter):
         then = "Retire those first: without it they cannot be audited or rolled back to."
         raise Conflict("an adapter that none is trained on", f"one under {', '.join(above)}", then)
+    if into := compactions.compacted_into(db, adapter.digest):
+        then = "Retire those first: a request leaves a compaction by going back to its originals."
+        raise Conflict("an adapter that no compaction is made from", f"one in {', '.join(into)}", then)

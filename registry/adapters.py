@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from . import cache, checks, ledger, peft_folder, requests, states
+from . import cache, checks, compactions, ledger, peft_folder, requests, states
 from .canon import JSON, Digest, canonical, digest_bytes, parse, weight
 from .errors import Conflict, InvalidInput, NotFound
 from .registry import Registry, Writer
@@ -43,7 +43,8 @@ def seal_adapter(
     """Store the PEFT LoRA in `folder` and record it; the same adapter sealed twice is one adapter.
 
     `kind` is `trained` (moves its requests to TRAINED), `rendered` (a composition made into one LoRA; put its
-    digest in `facts["composition"]` and releases check it) or `consolidated` (several adapters made into one).
+    digest in `facts["composition"]` and releases check it) or `consolidated` (several adapters made into one: their
+    digests and weights in `facts["made_from"]`, see `compactions`).
     `trained_on` is the digest of the composition it was trained on top of, `error_bound` a decimal bound on what
     compressing lost. Raises InvalidInput, NotFound or Conflict (also for a request on a legal basis that was not
     verified and accepted: `requests.check_accepted`); nothing is written then.
@@ -100,11 +101,13 @@ def list_adapters(
 
 
 def adapter_for_request(reg: Registry, request_id: str) -> Adapter:
-    """The newest trained adapter of a request that is sealed or qualified. Raises NotFound."""
+    """The newest trained adapter of a request that is sealed or qualified, and no repair. Raises NotFound."""
     found = [
         adapter
         for adapter in list_adapters(reg, request_id)
-        if adapter.kind == "trained" and adapter.state in ("SEALED", "QUALIFIED")
+        if adapter.kind == "trained"
+        and adapter.state in ("SEALED", "QUALIFIED")
+        and not adapter.facts.get(compactions.REPAIRS)
     ]
     if not found:
         raise NotFound(f"an adapter for {request_id}", "none", f"Train it: efface unlearn {request_id}")
@@ -201,6 +204,7 @@ def _check_sealable(db: Tables, digest: str, manifest: Mapping[str, JSON]) -> bo
             raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
     if manifest["trained_on"] is not None:
         _check_below(db, cast(str, manifest["trained_on"]), cast(str, manifest["base"]))
+    compactions.check(db, manifest)
     return True
 
 

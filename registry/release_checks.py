@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapters, audits, compositions, release_rows, requests, states, support
+from . import adapters, audits, compactions, release_rows, requests, states, support
 from .errors import Conflict, GateFailed, InvalidInput
 from .tables import Tables
 from .types import Audit, Composition, Release
@@ -19,6 +19,7 @@ def parts(db: Tables, composition: Composition) -> None:
             came = f"{adapter.digest}, {adapter.kind} and {adapter.state}"
             raise InvalidInput("trained adapters that are sealed", came, "Leave it out.")
         _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
+    _check_once(db, composition)
     _check_not_ended(db, composition)
 
 
@@ -89,28 +90,31 @@ def turn(db: Tables, release: Release, previous: Release | None, state: str) -> 
     _check_not_ended(db, release.composition)
 
 
-def shared(members: dict[str, set[str]], leaving: set[str], removing: set[str]) -> None:
-    """No adapter that goes also serves a request that stays."""
-    for adapter in sorted(leaving):
-        if others := members[adapter] - removing:
-            came = f"adapter {adapter}, which also forgets {', '.join(sorted(others))}"
-            raise InvalidInput("every request of the adapters that go", came, "Name those requests too.")
-
-
-def trained_on(db: Tables, composition: Composition, leaving: set[str]) -> None:
-    """No adapter that stays was trained on top of one that goes, unless what is left has passed an audit.
+def trained_on(db: Tables, left: Composition, gone: set[str]) -> None:
+    """No adapter that stays was trained on top of one that is gone, unless what is left has passed an audit.
 
     An adapter knows only the policy it was trained on: without what lay below it, nothing but an audit says what it
     still suppresses.
     """
-    staying = adapters.load_many(db, sorted(set(composition.adapters) - leaving))
-    for adapter in staying:
-        below = {part["adapter"] for part in db.find("composition_part", composition=adapter.trained_on)}
-        gone = below & leaving
-        if gone and not audits.passed(db, compositions.without(composition, leaving)):
+    for adapter in adapters.load_many(db, left.adapters):
+        missing = compactions.beneath(db, adapter.digest) & gone
+        if missing and not audits.passed(db, left):
+            forgets = ", ".join(adapter.requests)
+            way = f"Remove {forgets} too, or train it again without the one that goes"
+            if compactions.is_repair(compactions.manifest_of(db, adapter.digest)):
+                way = "Take the repair off with it (--drop-repairs)"
             raise Conflict(
-                f"no adapter that stays to be trained on {min(gone)}",
-                f"{adapter.digest}, which is (it forgets {', '.join(adapter.requests)})",
-                f"Remove {', '.join(adapter.requests)} too, or train it again without the one that goes, or audit "
-                "what would be left: efface audit run --release CHANNEL --without REQUEST.",
+                f"no adapter that stays to be trained on {min(missing)}",
+                f"{adapter.digest}, which is (it forgets {forgets})",
+                f"{way}, or audit what would be left: efface audit run --release CHANNEL --without REQUEST.",
             )
+
+
+def _check_once(db: Tables, composition: Composition) -> None:
+    """No adapter stands beside a compaction that it is in: it would count twice."""
+    seen: dict[str, str] = {}
+    for adapter in composition.adapters:
+        for one in compactions.everything(db, [adapter]):
+            if seen.setdefault(one, adapter) != adapter:
+                came = f"{one} in {seen[one]} and in {adapter}"
+                raise InvalidInput("each adapter once, compactions included", came, "Leave one of them out.")

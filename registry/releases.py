@@ -14,10 +14,12 @@ from . import (
     audits,
     checks,
     claims,
+    compactions,
     compositions,
     ledger,
     release_checks,
     release_rows,
+    removals,
     requests,
     states,
     support,
@@ -172,27 +174,52 @@ def diff_releases(reg: Registry, channel: str, old: int, new: int) -> ReleaseDif
     )
 
 
-def plan_removal(reg: Registry, channel: str, request_ids: Iterable[str]) -> Composition:
+def plan_removal(
+    reg: Registry, channel: str, request_ids: Iterable[str], *, drop_repairs: bool = False
+) -> Composition:
     """The active composition less the adapters of these requests: what a rollback would release.
 
-    Raises InvalidInput for a request that is not in it (naming those that are) or that shares an adapter with
-    one not named, Conflict when an adapter that stays was trained on top of one that goes.
+    A compaction of theirs and of others is replaced by the originals of the others. `drop_repairs` also takes off
+    repairs that were trained on what goes. Raises InvalidInput for a request that is not in it (naming those that
+    are) or that shares an adapter with one not named, Conflict when an adapter that stays was trained on top of one
+    that goes.
     """
-    removing = set(request_ids)
     with reg.read() as db:
-        composition = release_rows.need_active(db, channel).composition
-        members = release_rows.members(db, composition)
-        held = {request for found in members.values() for request in found}
-        if not removing or removing - held:
-            others = [row["id"] for row in db.find("forget_request", id=frozenset(removing - held))]
-            came = ", ".join(others) or ("unknown ids" if removing else "none")
-            raise InvalidInput(
-                f"requests of {channel} ({', '.join(sorted(held))})", came, "Name some of them."
-            )
-        leaving = {adapter for adapter, found in members.items() if removing & found}
-        release_checks.shared(members, leaving, removing)
-        release_checks.trained_on(db, composition, leaving)
-    return compositions.without(composition, leaving)
+        active = release_rows.need_active(db, channel).composition
+        found = removals.removal(db, active, set(request_ids), drop_repairs=drop_repairs)
+        release_checks.trained_on(db, found.composition, set(found.gone))
+    return found.composition
+
+
+def plan_without(
+    reg: Registry, composition: Composition, request_ids: Iterable[str], *, drop_repairs: bool = False
+) -> removals.Removal:
+    """What `composition` is without these requests, whether or not it may be released yet. Raises InvalidInput."""
+    with reg.read() as db:
+        return removals.removal(db, composition, set(request_ids), drop_repairs=drop_repairs)
+
+
+def plan_compaction(reg: Registry, channel: str, ref: str) -> Composition:
+    """The active composition with a compaction in place of what it was made from.
+
+    Raises InvalidInput for an adapter that is no compaction, or whose originals are not in it at the weights that
+    they were compacted with.
+    """
+    with reg.read() as db:
+        active = release_rows.need_active(db, channel).composition
+        digest = adapters.resolve(db, "adapter", ref)
+        made_from = compactions.originals(compactions.manifest_of(db, digest))
+    if not made_from:
+        came = "an adapter that was not made from others"
+        raise InvalidInput("a compaction", came, "Make one: efface adapter compact --channel CHANNEL.")
+    if absent := sorted(
+        {part.adapter for part in made_from} - {p.adapter for p in active.parts if p in made_from}
+    ):
+        came = f"{', '.join(absent)} in another weight or not at all"
+        then = "Compact what the channel serves now: efface adapter compact --channel CHANNEL."
+        raise InvalidInput(f"all that it was made from in what {channel} serves", came, then)
+    kept = [part for part in active.parts if part not in made_from]
+    return compositions.compose(active.base, active.quantization, [*kept, (digest, "1")], active.render)
 
 
 def _evidence(release: Release, given: str | None) -> str:

@@ -1,0 +1,123 @@
+"""Compactions: one adapter made from several, as a log-structured store makes one file of many.
+
+A compaction is an adapter of kind `consolidated`. (The *claim* `consolidated` is another thing: it needs a merged base.
+A compaction suppresses, like what it was made from.) Its `facts["made_from"]` maps each original's digest to the
+weight it went in with. The originals stay: a request leaves a compaction by going back to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+from . import canon, checks
+from .canon import parse
+from .errors import BrokenRegistry, InvalidInput
+from .tables import Row, Tables
+from .types import Part
+
+KIND = "consolidated"
+MADE_FROM = "made_from"
+REPAIRS = "repairs"
+_ORIGINALS = ("trained", KIND)
+_IN_USE = ("SEALED", "QUALIFIED")
+
+
+def manifest_of(db: Tables, digest: str) -> Mapping[str, Any]:
+    """The manifest of a sealed adapter. Raises BrokenRegistry: what is sealed names only what is sealed."""
+    row = db.get("adapter", digest)
+    if row is None:
+        raise BrokenRegistry(f"adapter {digest}", "none of that digest", "Run `efface verify`.")
+    return _manifest(row)
+
+
+def originals(manifest: Mapping[str, Any]) -> tuple[Part, ...]:
+    """What a compaction was made from, sorted; nothing for any other adapter."""
+    found: Mapping[str, str] = manifest["facts"].get(MADE_FROM, {}) if manifest["kind"] == KIND else {}
+    return tuple(Part(canon.Digest(adapter), found[adapter]) for adapter in sorted(found))
+
+
+def is_repair(manifest: Mapping[str, Any]) -> bool:
+    """Whether this adapter was trained to forget again what a stack let come back."""
+    return manifest["kind"] == "trained" and bool(manifest["facts"].get(REPAIRS))
+
+
+def everything(db: Tables, digests: Iterable[str]) -> set[str]:
+    """These adapters, and all that they were made from, at every level."""
+    found: set[str] = set()
+    waiting = list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest not in found:
+            found.add(digest)
+            waiting += [part.adapter for part in originals(manifest_of(db, digest))]
+    return found
+
+
+def beneath(db: Tables, digest: str) -> set[str]:
+    """The adapters that this one, or what it was made from, was trained on top of, as far as they are not in it."""
+    within = everything(db, [digest])
+    policies = {manifest_of(db, one)["trained_on"] for one in within} - {None}
+    below = {part["adapter"] for on in policies for part in db.find("composition_part", composition=on)}
+    return everything(db, below) - within
+
+
+def left_of(db: Tables, part: Part, removing: set[str]) -> list[Part]:
+    """What stays of one part when these requests leave: itself, nothing, or the originals of the others.
+
+    Raises InvalidInput for an adapter that forgets others too and was not made from any.
+    """
+    manifest = manifest_of(db, part.adapter)
+    held = set(manifest["requests"])
+    if not held & removing:
+        return [part]
+    if held <= removing:
+        return []
+    if not (made_from := originals(manifest)):
+        came = f"adapter {part.adapter}, which also forgets {', '.join(sorted(held - removing))}"
+        raise InvalidInput("every request of the adapters that go", came, "Name those requests too.")
+    return [
+        kept
+        for one in made_from
+        for kept in left_of(db, Part(one.adapter, _times(part.weight, one.weight)), removing)
+    ]
+
+
+def check(db: Tables, manifest: Mapping[str, Any]) -> None:
+    """Raise InvalidInput unless what a new compaction says it was made from can take its place."""
+    named: Any = manifest["facts"].get(MADE_FROM)
+    if manifest["kind"] != KIND or named is None:
+        return
+    if not isinstance(named, Mapping) or len(named) < 1:
+        raise InvalidInput(f"facts.{MADE_FROM} as digest and weight of adapters", "none", "Name them.")
+    for adapter, weight in cast("Mapping[str, Any]", named).items():
+        row = db.get("adapter", checks.digest(adapter, "adapter"))
+        if row is None or row["kind"] not in _ORIGINALS or row["state"] not in _IN_USE:
+            came = f"{adapter}, {'unknown' if row is None else row['kind'] + ' and ' + row['state']}"
+            raise InvalidInput("originals that are sealed and in use", came, "Leave it out.")
+        if (row["base"], row["quantization"]) != (manifest["base"], manifest["quantization"]):
+            raise InvalidInput("originals on one base", f"{adapter} on another", "Leave it out.")
+        if not isinstance(weight, str) or weight != canon.weight(weight) or weight == "0":
+            raise InvalidInput(
+                "the weight of an original as canonical decimal text", "another", "Correct it."
+            )
+    held = {request for part in originals(manifest) for request in manifest_of(db, part.adapter)["requests"]}
+    if held != set(manifest["requests"]):
+        came = f"{len(manifest['requests'])} requests, where its originals forget {len(held)}"
+        raise InvalidInput("the requests of its originals, all of them", came, "Name those.")
+
+
+def compacted_into(db: Tables, digest: str) -> list[str]:
+    """The compactions in use that were made from this adapter, oldest first."""
+    rows = [row for state in _IN_USE for row in db.find("adapter", kind=KIND, state=state)]
+    held = [row for row in rows if any(part.adapter == digest for part in originals(_manifest(row)))]
+    return [row["digest"] for row in sorted(held, key=lambda row: row["seq"])]
+
+
+def _manifest(row: Row) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", parse(row["manifest"]))
+
+
+def _times(outer: str, inner: str) -> str:
+    return canon.weight(Decimal(outer) * Decimal(inner))

@@ -1,0 +1,107 @@
+"""Compaction, repair and rollback of them through the real command line, on a tiny model that trains in a second."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_kit import FORGET, RETAIN, SECOND, checked, efface, jsonl, recipe_file
+
+ONE, TWO = "req-000001", "req-000002"
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_llama: Path) -> Path:
+    """Two requests on `prod`."""
+    recipe_file(tmp_path / "loose.yaml")
+    jsonl(tmp_path / "retain.jsonl", RETAIN)
+    home = tmp_path / "registry"
+    for request, rows in ((ONE, FORGET), (TWO, SECOND)):
+        forget = jsonl(tmp_path / f"{request}.jsonl", rows)
+        words = ("--forget", forget, "--retain", tmp_path / "retain.jsonl", "--basis", "test")
+        checked(home, "request", "open", *words)
+        checked(home, "unlearn", request, *using(tmp_path, tiny_llama))
+    add = ("--add", ONE, "--add", TWO)
+    checked(home, "release", "create", "prod", *add, *using(tmp_path, tiny_llama))
+    return tmp_path
+
+
+def using(place: Path, model: Path, **changes: Any) -> tuple[object, ...]:
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    return ("--model", model, "--recipe", place / "loose.yaml", *sets)
+
+
+def compacted(place: Path, model: Path, *more: object) -> Any:
+    words = ("adapter", "compact", "--rank", 2, "--steps", 3, *more)
+    return checked(place / "registry", *words, *using(place, model))
+
+
+def test_many_become_one_and_one_leaves_again(place: Path, tiny_llama: Path) -> None:
+    home = place / "registry"
+    originals = {
+        one["requests"][0]: one["digest"]
+        for one in checked(home, "adapter", "list")
+        if one["kind"] == "trained"
+    }
+    made = compacted(place, tiny_llama, "--channel", "prod")
+    assert made["made_from"] == dict.fromkeys(originals.values(), "1")
+    assert {one["way"] for one in made["candidates"]} == {"compressed", "distilled"}
+    shown = checked(home, "adapter", "show", made["adapter"])
+    assert (shown["kind"], shown["requests"]) == ("consolidated", [ONE, TWO])
+    served = checked(home, "release", "compact", "prod", made["adapter"], *using(place, tiny_llama))
+    assert (served["state"], served["requests"]) == ("ACTIVE", [ONE, TWO])
+    assert [part["adapter"] for part in served["composition"]["parts"]] == [made["adapter"]]
+    checked(home, "audit", "run", "--release", "prod", "--without", ONE, *using(place, tiny_llama))
+    words = ("release", "rollback", "prod", "--remove", ONE, "--reason", "settled")
+    back = checked(home, *words, *using(place, tiny_llama))
+    assert [part["adapter"] for part in back["composition"]["parts"]] == [originals[TWO]]
+    refused = efface(
+        "release", "compact", "prod", made["adapter"], *using(place, tiny_llama), "--registry", home
+    )
+    assert (refused.code, refused.out) == (2, "")
+    assert originals[ONE] in refused.err
+    kept = efface("adapter", "retire", originals[ONE], "--reason", "old", "--yes", "--registry", home)
+    assert kept.code == 2
+    assert made["adapter"] in kept.err
+    assert checked(home, "verify")
+
+
+def test_requests_are_compacted_without_a_channel(place: Path, tiny_llama: Path) -> None:
+    made = compacted(place, tiny_llama, ONE, TWO, "--way", "compressed")
+    assert made["requests"] == [ONE, TWO]
+    assert [one["way"] for one in made["candidates"]] == ["compressed"]
+    for words, said in (
+        ((), "expected REQUESTs or --channel"),
+        ((ONE, "--way", "averaged"), "--way compressed or distilled"),
+        ((ONE,), "expected 2 to 500 adapters"),
+    ):
+        ran = efface(
+            "adapter", "compact", *words, "--rank", 2, *using(place, tiny_llama),
+            "--registry", place / "registry",
+        )  # fmt: skip
+        assert ran.code == 2
+        assert said in ran.err
+
+
+def test_who_came_back_is_repaired_and_leaves_with_its_repair(place: Path, tiny_llama: Path) -> None:
+    home = place / "registry"
+    nobody = checked(home, "release", "repair", "prod")
+    assert (nobody["done"], nobody["plan"]["requests"]) == (False, [])
+    strict = using(place, tiny_llama, **{"gates.max_probability_ratio_forget": 0.0})
+    checked(home, "audit", "run", "--release", "prod", *strict, code=1)
+    planned = checked(home, "release", "repair", "prod")
+    assert planned["plan"]["requests"] == [ONE, TWO]
+    assert planned == checked(home, "release", "repair", "prod", "--version", 1)
+    without = efface("release", "repair", "prod", "--yes", "--registry", home)
+    assert (without.code, "--yes needs --model" in without.err) == (2, True)
+    small = ("--rank", 1, "--steps", 2, "--yes")
+    done = checked(home, "release", "repair", "prod", *small, *using(place, tiny_llama))
+    assert (done["done"], done["release"]["state"], len(done["adapters"])) == (True, "ACTIVE", 2)
+    repairs = [checked(home, "adapter", "show", digest) for digest in done["adapters"]]
+    assert [one["facts"]["repairs"] for one in repairs] == [[ONE], [TWO]]
+    assert [one["facts"]["rank"] for one in repairs] == [1, 1]
+    words = ("release", "rollback", "prod", "--remove", ONE, "--reason", "settled")
+    refused = efface(*words, *using(place, tiny_llama), "--registry", home)
+    assert (refused.code, "--drop-repairs" in refused.err) == (2, True)
+    back = checked(home, *words, "--drop-repairs", *using(place, tiny_llama))
+    assert back["requests"] == [TWO]
+    assert len(back["composition"]["parts"]) == 1
