@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from ..registry import Registry, active_release, get_request, history
 from ..registry import plan_removal as plan
 from . import release_compact, release_steps, release_transfer
 from .lookups import requests_of
-from .measured import measured_json, measured_text
+from .measured import measured_json, measured_text, report_released
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -28,9 +27,8 @@ from .options import (
     RevealOption,
     SetOption,
 )
-from .output import emit, emit_table, progress, talk
+from .output import emit, emit_table, progress
 from .records import release_json
-from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
     from ..recipes.release import Released
@@ -75,7 +73,7 @@ def create(
         done = add_requests(
             reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
         )
-    _report(done, html, json, reveal)
+    report_released(done, html, json, reveal)
     _say(registry, done, format)
 
 
@@ -138,7 +136,7 @@ def rollback(
                 progress=bars,
                 drop_repairs=drop_repairs,
             )
-    _report(done, html, json, reveal)
+    report_released(done, html, json, reveal)
     _say(registry, done, format)
 
 
@@ -187,15 +185,6 @@ app.command("diff", epilog=release_steps.DIFF_EXAMPLE)(release_steps.diff)
 app.command("protect", epilog=release_steps.PROTECT_EXAMPLE)(release_steps.protect)
 app.command("push", epilog=release_steps.PUSH_EXAMPLE)(release_steps.push)
 app.command("pull", epilog=release_transfer.PULL_EXAMPLE)(release_transfer.pull)
-
-
-def _report(done: Released, html: Path | None, json: Path | None, reveal: bool) -> None:
-    """What the audit found; where nothing was left to measure, what carries the release instead."""
-    if done.report is None:
-        talk.print(f"{done.note} No report is written.", soft_wrap=True)
-        return
-    talk.print(findings_text(done.report), soft_wrap=True)
-    write_reports(done.report, html, json, reveal)
 
 
 def _say(registry: str, done: Released, format: Format) -> None:

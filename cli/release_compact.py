@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..registry import Registry
-from .measured import measured_json, measured_text
+from .measured import measured_json, measured_text, report_released
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
@@ -26,12 +26,10 @@ from .options import (
     SetOption,
     YesOption,
 )
-from .output import emit, progress, talk
+from .output import emit, progress
 from .record_acts import RepairPlanRecord, RepairRecord
-from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
-    from ..recipes.release import Released
     from ..recipes.repair import RepairPlan
 
 COMPACT_EXAMPLE = "Example: efface release compact prod 1f0c8a --model ./base"
@@ -70,7 +68,7 @@ def compact(
         done = serve_compaction(
             reg, channel, adapter, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
         )
-    _reports(done, html, json, reveal)
+    report_released(done, html, json, reveal)
     emit(measured_json(registry, done), format, measured_text(done))
     raise typer.Exit(0 if done.audit.verdict == "pass" else 1)
 
@@ -132,7 +130,7 @@ def repair(
             progress=bars,
             activate=activate,
         )
-    _reports(done.released, html, json, reveal)
+    report_released(done.released, html, json, reveal)
     made: list[str] = [adapter.digest for adapter in done.adapters]
     release = measured_json(registry, done.released)
     record = {"done": True, "plan": _plan(done.plan), "adapters": made, "release": release}
@@ -147,8 +145,3 @@ def _plan(plan: RepairPlan) -> RepairPlanRecord:
         "audit": plan.audit.digest,
         "requests": list(plan.requests),
     }
-
-
-def _reports(done: Released, html: HtmlOption, json: JsonOption, reveal: bool) -> None:
-    talk.print(findings_text(done.report), soft_wrap=True)
-    write_reports(done.report, html, json, reveal)

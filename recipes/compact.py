@@ -162,7 +162,7 @@ def compact(
         between=[beside, *(other.evaluation for other in found[1:])],
         shredded=known.shredded,
     )
-    audit = record(registry, composition, report, recipe, actor)
+    audit = record(registry, composition, report, recipe, actor, measured=known.active)
     signs.audit(registry, audit, report)
     return Compacted(adapter, originals, composition, audit, report, found)
 
