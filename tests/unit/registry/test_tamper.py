@@ -37,7 +37,9 @@ def file(root: Path) -> Iterator[Path]:
 def others(value: Any, table: Table, column: str) -> list[Any]:
     """What else could stand there: a little more, a flipped character, nothing."""
     if column in table.numbers:
-        return [0 if value is None else value + 1]
+        # The next number may be another row's key; this one is nobody's.
+        more = 7777 if column in table.key else 1
+        return [0 if value is None else value + more]
     if value is None:
         return ["x"]
     middle = len(value) // 2
