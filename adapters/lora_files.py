@@ -137,7 +137,11 @@ def _mapped(weights: Path) -> tuple[mmap.mmap, _Layout]:
 
 
 def _placed(entry: Mapping[str, Any], header: int, size: int) -> tuple[torch.dtype, tuple[int, ...], int]:
-    dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), entry["data_offsets"]
+    dtype, shape, (start, end) = (
+        DTYPES[entry["dtype"]],
+        tuple(map(int, entry["shape"])),
+        entry["data_offsets"],
+    )
     start, end = header + start, header + end
     if min(shape, default=1) < 1 or start < header or end > size or start % dtype.itemsize:
         raise ValueError("a tensor outside of the file")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
 from pathlib import Path
 
 from ..adapters import Part as FolderPart
 from ..audits import AuditReport
 from ..registry import (
+    Adapter,
     Audit,
     Composition,
     NotFound,
@@ -24,11 +26,13 @@ from ..registry import (
     create_release,
     get_adapter,
     get_release,
+    list_adapters,
+    parse_render,
     plan_removal,
     seal_adapter,
     without,
 )
-from ..serving import render
+from ..serving import Rendered, render
 from .attest import signer
 from .audit import audit_composition, audit_rows, record
 from .bench import Bench, encode_probes
@@ -59,9 +63,13 @@ def add_requests(
     actor: str,
     progress: Progress | None = None,
     activate: bool = True,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Released:
     """Stack the adapters of ``requests`` onto what is active on ``channel`` and release the result.
 
+    ``render`` (see `efface.registry.renders`): as the active release by default, or `cat`; ``max_rank``: what the
+    server holds. An approximate one is audited, and served, as it is rendered, with its error sealed beside it.
     Without ``activate`` the version stays a candidate, with its audit recorded: two people then approve and activate.
     """
     adapters = [adapter_for_request(registry, request) for request in requests]
@@ -71,6 +79,12 @@ def add_requests(
         raise RequestError(f"{', '.join(repeated)} is named twice: name each request once")
     now = active_composition(registry, channel)
     base, quantization = (now.base, now.quantization) if now else (adapters[0].base, adapters[0].quantization)
+    for request, adapter in zip(requests, adapters, strict=True):
+        if (adapter.base, adapter.quantization) != (base, quantization):
+            raise RequestError(
+                f"expected adapters on base {base} at {quantization}, but that of {request} is on {adapter.base} at "
+                f"{adapter.quantization}: an adapter works on its own base only, so train it again on this one"
+            )
     held = {part.adapter for part in now.parts} if now else set[str]()
     twice = [request for request, adapter in zip(requests, adapters, strict=True) if adapter.digest in held]
     if twice:
@@ -78,7 +92,7 @@ def add_requests(
             f"{', '.join(twice)} is in the active release of {channel} already: nothing to add"
         )
     parts = [*(now.parts if now else ()), *((adapter.digest, "1") for adapter in adapters)]
-    composition = compose(base, quantization, parts)
+    composition = compose(base, quantization, parts, render or (now.render if now and now.parts else "cat"))
     return _release(
         registry,
         channel,
@@ -89,6 +103,7 @@ def add_requests(
         actor,
         progress or Silent(),
         activate=activate,
+        max_rank=max_rank,
     )
 
 
@@ -159,9 +174,51 @@ def requests_in(registry: Registry, composition: Composition) -> list[str]:
 
 
 def render_composition(registry: Registry, composition: Composition, out: Path) -> Path:
-    """Write ``composition`` as one LoRA folder at ``out`` (a new path). Raises for the bare base."""
+    """``composition`` as one LoRA folder: the sealed one where it is approximate, else a new one at ``out``.
+
+    What an approximation is depends on the machine that made it: what is served is what was sealed. Raises for the
+    bare base.
+    """
+    sealed = None if parse_render(composition.render).exact else sealed_rendering(registry, composition)
+    return adapter_folder(registry, sealed.digest) if sealed else _rendered(registry, composition, out).path
+
+
+def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | None:
+    """The newest adapter in use that was rendered from ``composition``; None before it was released."""
+    some = requests_in(registry, composition)[:1]
+    found = [
+        adapter
+        for adapter in (list_adapters(registry, some[0]) if some else [])
+        if adapter.kind == "rendered"
+        and adapter.state in ("SEALED", "QUALIFIED")
+        and adapter.facts.get("composition") == composition.digest
+    ]
+    return found[-1] if found else None
+
+
+def _rendered(
+    registry: Registry, composition: Composition, out: Path, max_rank: int | None = None
+) -> Rendered:
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
-    return render(parts, out).path
+    return render(parts, out, how=composition.render, max_rank=max_rank)
+
+
+def _sealed(
+    registry: Registry, composition: Composition, made: Rendered, requests: Sequence[str], actor: str
+) -> Adapter:
+    """The bound is the error measured, rounded up."""
+    bound = None if made.error is None else Decimal(made.error).quantize(Decimal("1e-9"), ROUND_UP)
+    return seal_adapter(
+        registry,
+        made.path,
+        kind="rendered",
+        base=composition.base,
+        quantization=composition.quantization,
+        request_ids=requests,
+        facts={"composition": composition.digest},
+        error_bound=None if bound is None else format(bound, "f"),
+        actor=actor,
+    )
 
 
 def require_base(bench: Bench, composition: Composition) -> None:
@@ -186,6 +243,7 @@ def _release(
     progress: Progress,
     *,
     activate: bool = True,
+    max_rank: int | None = None,
 ) -> Released:
     checks.actor(actor)
     checks.reason(reason)
@@ -201,18 +259,11 @@ def _release(
         progress.phase("Rendering")
         folder, rendered = None, None
         if composition.parts:
-            folder = render_composition(registry, composition, Path(scratch) / "rendered")
-            rendered = seal_adapter(
-                registry,
-                folder,
-                kind="rendered",
-                base=composition.base,
-                quantization=composition.quantization,
-                request_ids=active,
-                facts={"composition": composition.digest},
-                actor=actor,
-            )
-            signs.adapter(registry, rendered)
+            made = _rendered(registry, composition, Path(scratch) / "rendered", max_rank)
+            folder = made.path
+            if composition.render != "live":
+                rendered = _sealed(registry, composition, made, active, actor)
+                signs.adapter(registry, rendered)
         served = rendered.digest if rendered else None
         release = create_release(registry, channel, composition, rendered=served, reason=reason, actor=actor)
         report = audit_composition(

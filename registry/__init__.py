@@ -38,6 +38,7 @@ from .releases import (
     plan_removal,
     withdraw_release,
 )
+from .renders import Render, parse_render
 from .requests import (
     BASES,
     extend_request,
@@ -66,10 +67,11 @@ from .types import (
 from .vault import Vault
 from .verify import verify
 
-__all__ = [  # noqa: RUF022 - plain order, as in every package
+__all__ = [
+    "BASES",
+    "JSON",
     "Adapter",
     "Audit",
-    "BASES",
     "BlobStore",
     "Blobs",
     "BrokenRegistry",
@@ -82,7 +84,6 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "ForgetRequest",
     "GateFailed",
     "InvalidInput",
-    "JSON",
     "NotFound",
     "Part",
     "Problem",
@@ -90,6 +91,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "RegistryError",
     "Release",
     "ReleaseDiff",
+    "Render",
     "Vault",
     "Verification",
     "activate_release",
@@ -122,6 +124,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "open_blobs",
     "open_request",
     "overdue",
+    "parse_render",
     "plan_collection",
     "plan_removal",
     "plan_shredding",
