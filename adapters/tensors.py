@@ -100,14 +100,15 @@ def _finite_values(
     buffer = memoryview(bytearray(min(size, _READ_SIZE)))
     while size:
         piece = buffer[: min(size, _READ_SIZE)]
-        if not _fill(stream, piece) or not _finite(torch.frombuffer(piece, dtype=dtype)):
+        if not fill(stream, piece) or not _finite(torch.frombuffer(piece, dtype=dtype)):
             return False
         update(piece)
         size -= len(piece)
     return True
 
 
-def _fill(stream: BinaryIO, piece: memoryview) -> bool:
+def fill(stream: BinaryIO, piece: memoryview) -> bool:
+    """Read until ``piece`` is full; False when ``stream`` ends before."""
     done = 0
     while done < len(piece):
         count = stream.readinto(piece[done:])  # type: ignore[attr-defined]
