@@ -35,6 +35,7 @@ VERBS: dict[str, Any] = {
     "adapter show": things.AdapterRecord,
     "adapter export": acts.ExportRecord,
     "adapter import": things.AdapterRecord,
+    "adapter overlap": list[things.OverlapRecord],
     "adapter reject": acts.AdapterEndRecord,
     "adapter retire": acts.AdapterEndRecord,
     "adapter purge": acts.AdapterEndRecord,
