@@ -1,6 +1,8 @@
 """Merging on files against PEFT's own merge in memory, and against the adapters unmerged."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -356,6 +358,21 @@ def test_a_tied_head_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"shares its weight|base_layer"):
         merge(base, [Part(lora)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [None, "nf4"])
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    base: Path, parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    before = contents(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CompositionError, match=r"expected room for out .* got a full disk"):
+        merge(base, parts, tmp_path / "out", requantize=form)
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
 
 
 def test_no_room_and_nonsense_are_refused(
