@@ -33,8 +33,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Part]:
-    """Adapters of rank 600: far more than fits on what is left of the disk."""
-    specs = [Spec({"lm_head": 600}, {"lm_head": 600}, seed=seed) for seed in range(2)]
+    """Adapters of rank 250: more than fits on what is left of the disk."""
+    specs = [Spec({"lm_head": 250}, {"lm_head": 250}, seed=seed) for seed in range(2)]
     return [Part(spec.write(tmp_path / "in" / str(i))) for i, spec in enumerate(specs)]
 
 
