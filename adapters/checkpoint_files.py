@@ -82,16 +82,22 @@ def read_shard(path: Path) -> Shard:
 def others(folder: Path) -> list[Path]:
     """Config, tokenizer, generation config and the like: plain files that are neither weights nor a card.
 
-    Pickles, links and hidden files are left behind.
+    Pickles, hidden files and links are left behind, but for those into the Hub cache that the folder is part of.
     """
     return [
         file
         for file in sorted(folder.iterdir())
-        if stat.S_ISREG(file.lstat().st_mode)
+        if (stat.S_ISREG(file.lstat().st_mode) or _in_hub_cache(file))
         and not file.name.startswith(".")
         and file.suffix not in (".safetensors", *_PICKLES)
         and file.name not in ("README.md", INDEX)
     ]
+
+
+def _in_hub_cache(file: Path) -> bool:
+    """True for a link as `huggingface_hub` makes them: from snapshots/<revision> to a file in blobs."""
+    target = file.resolve()
+    return target.is_file() and target.parent == file.parent.resolve().parent.parent / "blobs"
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:

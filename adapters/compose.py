@@ -11,12 +11,15 @@ server slot. Scalings stay 1 even for a reader that ignores the patterns.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +40,7 @@ from .staging import new_folder, require_free
 from .tensors import TensorSpec, safetensors_chunks, write_atomic
 
 _WEIGHTS = (Decimal("1e-6"), Decimal("1e6"))
+_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ def compose(parts: Sequence[Part], out: Path) -> Composed:
 def plan(parts: Sequence[Part]) -> Stack:
     """Read and check ``parts`` without writing; raises as `compose` does."""
     weights = [parse_weight(part.weight) for part in parts]
-    adapters = [read_adapter(part.folder) for part in parts]
+    with ThreadPoolExecutor(_READERS) as pool:  # hashing releases the interpreter's lock
+        adapters = list(pool.map(read_adapter, [part.folder for part in parts]))
     _require_distinct(adapters)
     _require_one_base(adapters)
     _require_one_shape(adapters)
@@ -248,4 +253,9 @@ def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> 
 
 
 def _scaled(a: Tensor, part: Weighted, name: str) -> Tensor:
-    return (a.double() * (float(part.weight) * part.adapter.modules[name].scaling)).float()
+    factor = float(part.weight) * part.adapter.modules[name].scaling
+    if factor == 1.0:
+        return a.float()
+    if float(np.float32(factor)) == factor:
+        return a.float() * factor  # the product of two float32 is rounded once either way
+    return (a.double() * factor).float()

@@ -52,8 +52,12 @@ class Compressed:
     files: Mapping[str, str]
 
 
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""By module: A (rank, in) and B (out, rank), float32, to be multiplied with scaling 1."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Svd:
+class Svd:
     """A module's delta as ``u·diag(s)·vᵀ``: (out, k), (k,), (k, in) float64."""
 
     u: Tensor
@@ -70,22 +74,27 @@ def compress(
     with it, as few ranks as meet it. With neither it drops only what is zero. Memory: what is kept, in float64, and
     one module. Raises as `compose` does, and `CompositionError` for a bad budget, or one that ``rank`` cannot meet.
     """
-    _check(rank, error)
     require_free(out)
     stack = plan(parts)
+    kept, lost = reduced(stack, rank=rank, error=error)
+    with new_folder(out) as staging:
+        files = write_factors(stack, kept, staging)
+    left = {name: a.shape[0] for name, (a, _) in kept.items()}
+    return Compressed(out, max(left.values()), stack.rank, lost, left, digest_files(files), files)
+
+
+def reduced(stack: Stack, *, rank: int | None = None, error: float | None = None) -> tuple[Factors, float]:
+    """The factors that `compress` writes, and their relative error; raises as it does, nothing is written."""
+    _check(rank, error)
     found, total = _decomposed(stack, rank)
     ranks = _allotted({name: svd.s for name, svd in found.items()}, total, error)
-    kept = {name: _factors(found[name], ranks[name]) for name in sorted(ranks) if ranks[name]}
-    lost = _error(stack, kept, total)
+    kept = {name: factors(found[name], ranks[name]) for name in sorted(ranks) if ranks[name]}
+    lost = math.sqrt(squared_distance(stack, kept) / total)
     if error is not None and lost > error + 1e-6:
         raise CompositionError(
             f"expected an error of at most {error:g}, got {lost:.4g} at rank {rank}; allow more rank, or more error"
         )
-    with new_folder(out) as staging:
-        files = _write(stack, kept, staging)
-        require_unchanged(stack)
-    left = {name: count for name, count in ranks.items() if count}
-    return Compressed(out, max(left.values()), stack.rank, lost, left, digest_files(files), files)
+    return kept, lost
 
 
 def _check(rank: int | None, error: float | None) -> None:
@@ -95,18 +104,18 @@ def _check(rank: int | None, error: float | None) -> None:
         raise CompositionError(f"expected a relative error in [0, 1), got {error!r}; correct it")
 
 
-def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, _Svd], float]:
+def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, Svd], float]:
     """The singular value decomposition of each module, as far as ``rank`` can use it, and ‖W‖²."""
-    found: dict[str, _Svd] = {}
+    found: dict[str, Svd] = {}
     total = 0.0
     with ExitStack() as files:
         read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
         for name in sorted(stack.modules):
             a, b = read(a_key(name)).double(), read(b_key(name)).double()
-            svd = _svd(b, a)
+            svd = svd_of(b, a)
             total += float(svd.s.square().sum())
             most = min(len(svd.s), rank or len(svd.s))
-            found[name] = _Svd(svd.u[:, :most].clone(), svd.s[:most].clone(), svd.v[:most].clone())
+            found[name] = Svd(svd.u[:, :most].clone(), svd.s[:most].clone(), svd.v[:most].clone())
     if total == 0.0:
         raise CompositionError(
             "expected a composition that changes something, got zero; there is nothing to keep"
@@ -114,15 +123,21 @@ def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, _Svd], float]
     return found, total
 
 
-def _svd(b: Tensor, a: Tensor) -> _Svd:
-    """Of ``b @ a``, without forming it; the sign of each pair is fixed by u's largest entry."""
+def svd_of(b: Tensor, a: Tensor) -> Svd:
+    """Of ``b @ a``, without forming it; directions that are rounding only are left out."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     live = int((s > _NOISE * r_b.norm() * r_a.norm()).sum())
-    u, v = q_b @ u[:, :live], v[:live] @ q_a.T
+    return signed(q_b @ u[:, :live], s[:live], v[:live] @ q_a.T)
+
+
+def signed(u: Tensor, s: Tensor, v: Tensor) -> Svd:
+    """The decomposition with the sign of each pair fixed: u's largest entry is positive."""
+    if not len(s):
+        return Svd(u, s, v)
     largest = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
-    return _Svd(u * largest, s[:live], v * largest.T)
+    return Svd(u * largest, s, v * largest.T)
 
 
 def _allotted(spectra: Mapping[str, Tensor], total: float, error: float | None) -> dict[str, int]:
@@ -141,14 +156,23 @@ def _allotted(spectra: Mapping[str, Tensor], total: float, error: float | None) 
     return ranks
 
 
-def _factors(svd: _Svd, rank: int) -> tuple[Tensor, Tensor]:
+def factors(svd: Svd, rank: int) -> tuple[Tensor, Tensor]:
     """A (rank, in) and B (out, rank) in float32, with the singular values shared between them."""
     root = svd.s[:rank].sqrt()
     return (root[:, None] * svd.v[:rank]).float(), (svd.u[:, :rank] * root).float()
 
 
-def _error(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], total: float) -> float:
-    """‖B'A' - BA‖ / ‖BA‖, rounding included: the norm of ``[B', -B]·[A'; A]``, again through its small factors."""
+def relative_error(stack: Stack, kept: Factors) -> float:
+    """‖B'A' - BA‖ / ‖BA‖ over all modules, rounding included. Raises `CompositionError` when ``stack`` sums to zero."""
+    if not (total := squared_distance(stack, {})):
+        raise CompositionError(
+            "expected a composition that changes something, got zero; there is nothing to keep"
+        )
+    return math.sqrt(squared_distance(stack, kept) / total)
+
+
+def squared_distance(stack: Stack, kept: Factors) -> float:
+    """‖B'A' - BA‖²: the norm of ``[B', -B]·[A'; A]``, through its small factors. ‖BA‖² for no factors at all."""
     squares = 0.0
     with ExitStack() as files:
         read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
@@ -159,10 +183,14 @@ def _error(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], total: float
                 a, b = torch.cat([near_a.double(), a]), torch.cat([near_b.double(), -b], dim=1)
             r_b, r_a = (torch.linalg.qr(side, mode="r").R for side in (b, a.T))
             squares += float((r_b @ r_a.T).square().sum())
-    return math.sqrt(squares / total)
+    return squares
 
 
-def _write(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], folder: Path) -> dict[str, str]:
+def write_factors(stack: Stack, kept: Factors, folder: Path) -> dict[str, str]:
+    """Write ``kept`` as the LoRA that stands for ``stack`` into the empty ``folder``; returns name → digest.
+
+    Raises `InvalidAdapter` when a part of ``stack`` changed since it was planned.
+    """
     modules = {
         name: LoraModule(
             TensorSpec("F32", tuple(a.shape)),
@@ -179,4 +207,5 @@ def _write(stack: Stack, kept: Mapping[str, tuple[Tensor, Tensor]], folder: Path
     weights = write_atomic(
         folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(modules), tensors.__getitem__)
     )
+    require_unchanged(stack)
     return {CONFIG_NAME: write_atomic(folder / CONFIG_NAME, [text]), WEIGHTS_NAME: weights}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -101,8 +101,16 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     path = resolve(source)
     marks = fingerprint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    stored = stored_quantization(path)
+    if stored not in (None, quantization):
+        raise ModelError(
+            f"{path} is quantized on disk to {stored}: expected that precision, got {quantization}"
+        )
+    arguments = _load_arguments(quantization, device)
+    if stored is not None:
+        del arguments["quantization_config"]  # its own, which is the same
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **_load_arguments(quantization, device))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except _BROKEN as error:
@@ -119,6 +127,30 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Base(model, tokenizer, marks, quantization, path)  # type: ignore[arg-type]
+
+
+def stored_quantization(path: Path) -> str | None:
+    """`nf4` or `int8` for a checkpoint that bitsandbytes quantized on disk, None for a plain one.
+
+    Raises :class:`ModelError` for any other quantization, and for a config that is no JSON object.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        stored = config.get("quantization_config")
+        if stored is None:
+            return None
+        if stored.get("load_in_8bit"):
+            return "int8"
+        if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
+            return "nf4"
+        method = stored.get("quant_method", "another method")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path / 'config.json'}: expected a JSON object, got {error}; fetch the model again"
+        ) from error
+    raise ModelError(
+        f"{path}: expected plain weights, or nf4 or int8 of bitsandbytes, got {str(method)[:40]!r}; use its original"
+    )
 
 
 def keep_nf4_unpacked(model: torch.nn.Module) -> None:
@@ -162,6 +194,20 @@ def fingerprint(path: Path) -> Fingerprint:
 
     Raises :class:`ModelError` when config, tokenizer or safetensors weights are missing.
     """
+    return fingerprint_of(model_files(path), _file_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a model folder that say what it is."""
+
+    config: Path
+    tokenizer: tuple[Path, ...]
+    weights: tuple[Path, ...]
+
+
+def model_files(path: Path) -> ModelFiles:
+    """What `fingerprint` hashes. Raises :class:`ModelError` when config, tokenizer or weights are missing."""
     weights = sorted(path.glob("*.safetensors"))
     tokenizer = [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
     config = path / "config.json"
@@ -176,7 +222,16 @@ def fingerprint(path: Path) -> Fingerprint:
     ]
     if missing:
         raise ModelError(f"{path} is not a model folder: it lacks {', '.join(missing)}")
-    return Fingerprint(_files_digest([config]), _files_digest(tokenizer), _files_digest(weights))
+    return ModelFiles(config, tuple(tokenizer), tuple(weights))
+
+
+def fingerprint_of(files: ModelFiles, digest: Callable[[Path], str]) -> Fingerprint:
+    """The fingerprint of ``files`` whose SHA-256 ``digest`` says (``sha256:<hex>``)."""
+    parts = [
+        _listing_digest({f.name: digest(f) for f in some})
+        for some in ([files.config], files.tokenizer, files.weights)
+    ]
+    return Fingerprint(*parts)
 
 
 def state_digest(model: torch.nn.Module) -> str:
@@ -232,8 +287,7 @@ def _load_arguments(quantization: str, device: str) -> dict[str, Any]:
     return arguments
 
 
-def _files_digest(files: Sequence[Path]) -> str:
-    listing = {file.name: _file_digest(file) for file in files}
+def _listing_digest(listing: Mapping[str, str]) -> str:
     return _digest(json.dumps(listing, sort_keys=True, separators=(",", ":")).encode())
 
 

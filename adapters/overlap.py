@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,16 +28,19 @@ from .compose import Part, Stack, plan
 from .folder import a_key, b_key
 from .lora_files import open_tensors
 
+Forecast = Literal["undoes", "strengthens", "shares", "apart"]
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two adapters of a composition, by digest. Figures as in the module's text; 0 where they share no module.
+    """Two adapters of a composition, by digest and folder. Figures as in the module's text; 0 without a common module.
 
     ``projection`` is of the second on the first, ``projection_back`` of the first on the second.
     """
 
     first: str
     second: str
+    folders: tuple[Path, Path]
     cosine: float
     projection: float
     projection_back: float
@@ -43,7 +48,12 @@ class Overlap:
     outputs: float
 
     @property
-    def forecast(self) -> str:
+    def worst(self) -> tuple[float, float]:
+        """Least first: what is undone of either, then how little they share."""
+        return min(self.projection, self.projection_back, 0.0), -min(self.inputs, self.outputs)
+
+    @property
+    def forecast(self) -> Forecast:
         """For the worse of the two: `undoes`, `strengthens`, `shares` (the same inputs and outputs) or `apart`."""
         worse = min(self.projection, self.projection_back)
         if worse <= -UNDOES:
@@ -89,6 +99,7 @@ def _pair(
     return Overlap(
         first=stack.parts[i].adapter.digest,
         second=stack.parts[j].adapter.digest,
+        folders=(stack.parts[i].adapter.path, stack.parts[j].adapter.path),
         cosine=both / (own * other) ** 0.5 if own and other else 0.0,
         projection=both / own if own else 0.0,
         projection_back=both / other if other else 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -17,17 +18,24 @@ from .tensors import sync_folder
 def new_folder(out: Path) -> Generator[Path]:
     """Yield an empty folder beside ``out`` that is renamed to ``out`` at the end, or removed on any error.
 
-    Raises `CompositionError` when ``out`` exists (a version is never rewritten: servers read adapter files
-    again whenever they reload one) or its parent does not.
+    Raises `CompositionError` for a full disk, and when ``out`` exists (a version is never rewritten: servers read
+    adapter files again whenever they reload one) or its parent does not.
     """
     require_free(out)
     staging = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
-    staging.mkdir()
     try:
+        staging.mkdir()
         yield staging
         sync_folder(staging)
         require_free(out)
         staging.rename(out)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CompositionError(
+                f"expected room for {out.name} in {out.parent}, got a full disk; free some, or name another disk"
+            ) from error
+        raise
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

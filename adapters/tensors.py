@@ -15,8 +15,10 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat1
 
 _ORDER = {name: position for position, name in enumerate(DTYPES)}
 _READ_SIZE = 1 << 20
+_WORTH_A_THREAD = 1 << 16
+"""Bytes: hashing fewer takes less than handing them over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +82,40 @@ def canonical_digest(file: Path, specs: Mapping[str, TensorSpec]) -> str | None:
     size = len(header) + sum(spec.nbytes for spec in specs.values())
     if file.stat().st_size != size:
         return None
-    data = bytearray(file.read_bytes())
-    if len(data) != size or bytes(data[: len(header)]) != header:
-        return None
-    start = len(header)
-    for dtype in DTYPES:
-        count = sum(spec.nbytes for spec in specs.values() if spec.dtype == dtype) // DTYPES[dtype].itemsize
-        if count:
-            values = torch.frombuffer(data, dtype=DTYPES[dtype], count=count, offset=start)
-            if not _finite(values):
+    running = hashlib.sha256(header)
+    with file.open("rb", buffering=0) as stream:
+        if stream.read(len(header)) != header:
+            return None
+        for dtype in DTYPES:
+            left = sum(spec.nbytes for spec in specs.values() if spec.dtype == dtype)
+            if not _finite_values(stream, left, DTYPES[dtype], running.update):
                 return None
-            start += count * DTYPES[dtype].itemsize
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return None if stream.read(1) else f"sha256:{running.hexdigest()}"
+
+
+def _finite_values(
+    stream: BinaryIO, size: int, dtype: torch.dtype, update: Callable[[memoryview], object]
+) -> bool:
+    """Pass ``size`` bytes to ``update``; False when they end early or are not all finite. One buffer, reused."""
+    buffer = memoryview(bytearray(min(size, _READ_SIZE)))
+    while size:
+        piece = buffer[: min(size, _READ_SIZE)]
+        if not fill(stream, piece) or not _finite(torch.frombuffer(piece, dtype=dtype)):
+            return False
+        update(piece)
+        size -= len(piece)
+    return True
+
+
+def fill(stream: BinaryIO, piece: memoryview) -> bool:
+    """Read until ``piece`` is full; False when ``stream`` ends before."""
+    done = 0
+    while done < len(piece):
+        count = stream.readinto(piece[done:])  # type: ignore[attr-defined]
+        if not count:
+            return False
+        done += count
+    return True
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -130,10 +156,46 @@ def digest_bytes(data: bytes) -> str:
 
 def digest_chunks(chunks: Iterable[bytes]) -> str:
     """``sha256:<hex>`` of the concatenation of ``chunks``."""
-    state = hashlib.sha256()
-    for chunk in chunks:
-        state.update(chunk)
-    return f"sha256:{state.hexdigest()}"
+    with Hashing() as running:
+        for chunk in chunks:
+            running.update(chunk)
+        return running.digest()
+
+
+class Hashing:
+    """SHA-256 of chunks in a thread of its own, so that reading or writing the next one need not wait for it.
+
+    Chunks must not change once they are given; at most two are held. Close it, or use it in a ``with``.
+    """
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        """Add ``chunk``: at once when it is small, else as soon as the one before is done."""
+        self._wait()
+        if len(chunk) < _WORTH_A_THREAD:
+            self._state.update(chunk)
+        else:
+            self._last = self._thread.submit(self._state.update, chunk)
+
+    def digest(self) -> str:
+        """``sha256:<hex>`` of everything given so far."""
+        self._wait()
+        return f"sha256:{self._state.hexdigest()}"
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+            self._last = None
 
 
 def digest_file(path: Path) -> str:

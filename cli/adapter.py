@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..registry import Registry, get_adapter, list_adapters
-from . import adapter_compact, adapter_end, adapter_transfer
+from . import adapter_compact, adapter_end, adapter_overlap, adapter_transfer
 from .options import (
     DEFAULT_REGISTRY,
     AdapterArgument,
@@ -57,6 +57,7 @@ def show(
 app.command("compact", epilog=adapter_compact.EXAMPLE)(adapter_compact.compact)
 app.command("export", epilog=adapter_transfer.EXPORT_EXAMPLE)(adapter_transfer.export)
 app.command("import", epilog=adapter_transfer.IMPORT_EXAMPLE)(adapter_transfer.import_)
+app.command("overlap", epilog=adapter_overlap.EXAMPLE)(adapter_overlap.overlap)
 app.command("reject", epilog=adapter_end.REJECT_EXAMPLE)(adapter_end.reject)
 app.command("retire", epilog=adapter_end.RETIRE_EXAMPLE)(adapter_end.retire)
 app.command("purge", epilog=adapter_end.PURGE_EXAMPLE)(adapter_end.purge)

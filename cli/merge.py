@@ -29,6 +29,7 @@ from .reports import findings_text, write_reports
 EXAMPLE = "Example: efface merge prod --model ./base --out ./merged --base dequantized --precision nf4"
 BASES = ("original", "dequantized")
 PRECISIONS = ("bf16", "fp32", "nf4", "int8")
+REQUANTIZED = ("nf4", "int8")
 
 
 def merge(
@@ -39,9 +40,17 @@ def merge(
         str,
         typer.Option("--base", help="Onto its original weights, or what it was quantized to for training."),
     ] = "original",
+    requantize: Annotated[
+        str | None,
+        typer.Option("--requantize", help="Store it quantized by bitsandbytes: nf4 or int8."),
+    ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help=f"To audit it at: {', '.join(PRECISIONS)}.")
-    ] = "bf16",
+        str | None,
+        typer.Option(
+            "--precision",
+            help=f"To audit it at: {', '.join(PRECISIONS)}. By default as it is stored, or bf16.",
+        ),
+    ] = None,
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     html: HtmlOption = None,
@@ -61,6 +70,9 @@ def merge(
 
     if base not in BASES:
         raise typer.BadParameter(f"expected --base {' or '.join(BASES)}, got {base!r}")
+    if requantize not in (None, *REQUANTIZED):
+        raise typer.BadParameter(f"expected --requantize {' or '.join(REQUANTIZED)}, got {requantize!r}")
+    precision = precision or requantize or "bf16"
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"expected --precision {', '.join(PRECISIONS)}, got {precision!r}")
     chosen = load_recipe(recipe, overrides)
@@ -68,7 +80,16 @@ def merge(
         trained_at = active_release(reg, channel).composition.quantization
         onto = trained_at if base == "dequantized" and trained_at in ("nf4", "int8") else "original"
         done = merge_channel(
-            reg, channel, model, out, chosen, onto=onto, precision=precision, actor=actor, progress=bars
+            reg,
+            channel,
+            model,
+            out,
+            chosen,
+            onto=onto,
+            requantize=requantize,
+            precision=precision,
+            actor=actor,
+            progress=bars,
         )
     write_reports(done.report, html, json, reveal)
     talk.print(findings_text(done.report), soft_wrap=True)
@@ -78,6 +99,7 @@ def merge(
         "base": done.merged.base.digest,
         "artefact": done.merged.fingerprint.digest,
         "onto": onto,
+        "requantized": requantize,
         "precision": precision,
         "audit": done.audit.digest,
         "verdict": verdict,

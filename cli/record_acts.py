@@ -288,6 +288,7 @@ class MergeRecord(TypedDict):
     base: str
     artefact: str
     onto: str
+    requantized: str | None
     precision: str
     audit: str
     verdict: str

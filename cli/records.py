@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from typing_extensions import TypedDict
 
@@ -97,6 +97,21 @@ class AdapterRecord(TypedDict):
     error_bound: str | None
     state: AdapterState
     sealed_at: str
+
+
+class OverlapRecord(TypedDict):
+    """Two adapters, compared from their files. `projection`: what the second adds along the first, as a share of it."""
+
+    first: str
+    second: str
+    first_requests: list[str]
+    second_requests: list[str]
+    forecast: Literal["undoes", "strengthens", "shares", "apart"]
+    cosine: float
+    projection: float
+    projection_back: float
+    inputs: float
+    outputs: float
 
 
 class AuditRecord(TypedDict):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..registry import Registry, active_release, get_request, history
+from ..registry import Registry, active_release, get_adapter, get_request, history, parse_render
 from ..registry import plan_removal as plan
 from . import release_compact, release_steps, release_transfer
 from .lookups import requests_of
@@ -47,6 +47,18 @@ def create(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Leave it a candidate, for others to approve.")
     ] = True,
+    render: Annotated[
+        str | None,
+        typer.Option(
+            "--render",
+            help="How it is served: cat (exact), live, svd:RANK, error:E, ties|dare|knots:DENSITY:RANK. "
+            "By default as the release before it, or cat.",
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option("--max-lora-rank", min=1, help="What the server takes; vLLM's 512 by default."),
+    ] = None,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -56,14 +68,17 @@ def create(
 ) -> None:
     """Stack the adapters of requests onto the channel, audit every active request again, and activate.
 
-    Exit 1 when the gates fail: the version stays a candidate and the channel serves what it served. With
-    --no-activate, or where the channel is protected, it stays one anyway: `release approve` and `release activate` are
-    then for others to do.
+    All but `cat` and `live` are approximate: another composition, with an audit of its own, and with the bound of
+    their error sealed in the adapter that is served. Exit 1 when the gates fail: the version stays a candidate and
+    the channel serves what it served. With --no-activate, or where the channel is protected, it stays one anyway:
+    `release approve` and `release activate` are then for others to do.
     """
     from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.release import add_requests
 
+    if render is not None:
+        parse_render(render)
     chosen = load_recipe(recipe, overrides)
     with Registry.open(registry) as reg, progress() as bars:
         for request in add:
@@ -71,7 +86,17 @@ def create(
         bars.phase("Loading the base")
         bench = open_bench(model, chosen)
         done = add_requests(
-            reg, channel, add, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
+            reg,
+            channel,
+            add,
+            bench,
+            chosen,
+            reason=reason,
+            actor=actor,
+            progress=bars,
+            activate=activate,
+            render=render,
+            max_rank=max_rank,
         )
     report_released(done, html, json, reveal)
     _say(registry, done, format)
@@ -148,12 +173,15 @@ def show(
     with Registry.open(registry) as reg:
         release = active_release(reg, channel)
         record = release_json(release, requests_of(reg, release.composition.adapters))
+        bound = get_adapter(reg, release.rendered).error_bound if release.rendered else None
     lines = [
         f"{record['channel']}@{record['version']}  {record['state']}",
         f"requests     {', '.join(record['requests']) or 'none: this is the bare base'}",
         f"composition  {record['composition']['digest']}",
         *(f"  {part['weight']} × {part['adapter']}" for part in record["composition"]["parts"]),
         f"rendered     {record['rendered'] or '–'}",
+        f"render       {release.composition.render}"
+        + (f"  (approximate: relative error at most {bound})" if bound else ""),
         f"audit        {record['audit']}",
         f"approved by  {record['approved_by']}: {record['reason']}",
     ]

@@ -36,6 +36,7 @@ VERBS: dict[str, Any] = {
     "adapter compact": acts.CompactRecord,
     "adapter export": acts.ExportRecord,
     "adapter import": things.AdapterRecord,
+    "adapter overlap": list[things.OverlapRecord],
     "adapter reject": acts.AdapterEndRecord,
     "adapter retire": acts.AdapterEndRecord,
     "adapter purge": acts.AdapterEndRecord,

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..audits import AuditReport, Evaluation, Finding, Probe, check
-from ..registry import Audit, Composition, Registry, get_request, read_payload, record_audit
+from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
 from .data import RequestData, from_payload
 from .errors import RequestError
@@ -89,8 +89,16 @@ def audit_composition(
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
     with wearing(bench, folder) as model:
         after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
-    title = f"Audit of {label}"
-    return report_of(bench, before, after, recipe, title=title, active=active, shredded=shredded)
+    return report_of(
+        bench,
+        before,
+        after,
+        recipe,
+        title=f"Audit of {label}",
+        active=active,
+        shredded=shredded,
+        note=_rendered_words(composition),
+    )
 
 
 def report_of(
@@ -104,15 +112,18 @@ def report_of(
     between: Sequence[Evaluation] = (),
     shredded: Sequence[str] = (),
     removable: bool = True,
+    note: str = "",
 ) -> AuditReport:
     """Gate ``after`` against ``before`` and put everything that was measured into one document.
 
-    ``removable``: what was measured is an adapter, which suppresses, and not merged weights.
+    ``removable``: what was measured is an adapter, which suppresses, and not merged weights. ``note`` is said at the
+    end of what was asked.
     """
     return AuditReport(
         title=title,
         asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
-        + (CLAIM_WORDS if removable else MERGED_WORDS),
+        + (CLAIM_WORDS if removable else MERGED_WORDS)
+        + note,
         evaluations=(before, *between, after),
         findings=(*check(before, after, recipe.gates), *map(_not_measured, shredded)),
         before=before.label,
@@ -127,6 +138,12 @@ def report_of(
         environment=environment(bench),
         reproduce=("efface audit run --release CHANNEL --model BASE",),
     )
+
+
+def _rendered_words(composition: Composition) -> str:
+    if parse_render(composition.render).exact:
+        return ""
+    return f" Rendered as {composition.render}: an approximation of the stack, measured as it is served."
 
 
 def _not_measured(request: str) -> Finding:

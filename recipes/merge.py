@@ -38,21 +38,27 @@ def merge_channel(
     recipe: Recipe,
     *,
     onto: str = "original",
+    requantize: str | None = None,
     precision: str = "bf16",
     actor: str,
     progress: Progress | None = None,
 ) -> MergedChannel:
     """Merge the active release of ``channel`` into ``model`` as the new folder ``out``, and audit it at ``precision``.
 
-    ``onto``: `original` weights, or `nf4` or `int8`, what the base that was trained on computes with. The audit may
-    fail: then the folder is not to be served, see ``report.verdict``. It is evidence that the requests it measured are
-    consolidated once the base is withdrawn (`efface.registry.record_evidence`); those shredded before cannot be
-    measured, and stay suppressed at most.
+    ``onto``: `original` weights, or `nf4` or `int8`, what the base that was trained on computes with. ``requantize``:
+    store it quantized to ``precision``, which is then the same. The audit may fail: then the folder is not to be
+    served, see ``report.verdict``. It is evidence that the requests it measured are consolidated once the base is
+    withdrawn (`efface.registry.record_evidence`); those shredded before cannot be measured: suppressed at most.
 
     Raises `RequestError` for a bare channel, another base, or requests whose rows are all shredded, and what merging,
     loading and the registry raise.
     """
     checks.actor(actor)
+    if requantize not in (None, precision):
+        raise RequestError(
+            f"expected an audit at {requantize}, as the checkpoint is stored, got {precision}: it can be "
+            "loaded as that only"
+        )
     progress = progress or Silent()
     release = active_release(registry, channel)
     if not release.composition.parts:
@@ -68,22 +74,26 @@ def merge_channel(
     at = recipe.model_copy(update={"quantization": precision})
     progress.phase("Merging")
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in release.composition.parts]
-    merged = merge(base, parts, out, onto=onto)
+    merged = merge(base, parts, out, onto=onto, requantize=requantize, expect=release.composition.base)
     composition = compose(merged.fingerprint.digest, precision, ())
     label = f"{channel}@{release.version} merged"
-    report = _audit(base, merged.path, known, at, label, progress)
+    report = _audit(base, merged, known, at, label, progress)
     audit = record(registry, composition, report, recipe, actor, measured=known.active)
     return MergedChannel(merged, composition, audit, report)
 
 
 def _audit(
-    base: Path, merged: Path, known: AuditRows, recipe: Recipe, label: str, progress: Progress
+    base: Path, merged: Merged, known: AuditRows, recipe: Recipe, label: str, progress: Progress
 ) -> AuditReport:
     """One model in memory at a time: the base first, then what was merged."""
     bench = open_bench(base, recipe)
     rows = probes(bench, known.requests, recipe, progress=progress)
     before = _measured(bench, rows, "base", (), progress)
-    bench = open_bench(merged, recipe)
+    bench = open_bench(merged.path, recipe)
+    if bench.base.fingerprint != merged.fingerprint:
+        raise RequestError(
+            f"{merged.path}: expected what was merged, got other files: the disk is faulty; merge again"
+        )
     after = _measured(bench, rows, label, known.active, progress)
     return report_of(
         bench,

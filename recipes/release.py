@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal
 from pathlib import Path
 
 from ..adapters import Part as FolderPart
 from ..audits import AuditReport
 from ..registry import (
+    Adapter,
     Audit,
     Composition,
     InvalidInput,
@@ -26,13 +28,15 @@ from ..registry import (
     get_adapter,
     get_channel,
     get_release,
+    list_adapters,
+    parse_render,
     plan_compaction,
     plan_removal,
     plan_without,
     seal_adapter,
 )
 from ..registry.compactions import everything
-from ..serving import render
+from ..serving import Rendered, render
 from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
@@ -68,9 +72,13 @@ def add_requests(
     actor: str,
     progress: Progress | None = None,
     activate: bool = True,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Released:
     """Stack the adapters of ``requests`` onto what is active on ``channel`` and release the result.
 
+    ``render`` (see `efface.registry.renders`): as the active release by default, or `cat`; ``max_rank``: what the
+    server holds. An approximate one is audited, and served, as it is rendered, with its error sealed beside it.
     Without ``activate`` the version stays a candidate, with its audit recorded: two people then approve and activate.
     """
     adapters = [adapter_for_request(registry, request) for request in requests]
@@ -82,13 +90,19 @@ def add_requests(
     base, quantization = (now.base, now.quantization) if now else (adapters[0].base, adapters[0].quantization)
     with registry.read() as db:
         held = everything(db, now.adapters) if now else set[str]()
+    for request, adapter in zip(requests, adapters, strict=True):
+        if (adapter.base, adapter.quantization) != (base, quantization):
+            raise RequestError(
+                f"expected adapters on base {base} at {quantization}, but that of {request} is on {adapter.base} at "
+                f"{adapter.quantization}: an adapter works on its own base only, so train it again on this one"
+            )
     twice = [request for request, adapter in zip(requests, adapters, strict=True) if adapter.digest in held]
     if twice:
         raise RequestError(
             f"{', '.join(twice)} is in the active release of {channel} already: nothing to add"
         )
     parts = [*(now.parts if now else ()), *((adapter.digest, "1") for adapter in adapters)]
-    composition = compose(base, quantization, parts)
+    composition = compose(base, quantization, parts, render or (now.render if now and now.parts else "cat"))
     return release_composition(
         registry,
         channel,
@@ -99,6 +113,7 @@ def add_requests(
         actor,
         progress or Silent(),
         activate=activate,
+        max_rank=max_rank,
     )
 
 
@@ -191,9 +206,51 @@ def requests_in(registry: Registry, composition: Composition) -> list[str]:
 
 
 def render_composition(registry: Registry, composition: Composition, out: Path) -> Path:
-    """Write ``composition`` as one LoRA folder at ``out`` (a new path). Raises for the bare base."""
+    """``composition`` as one LoRA folder: the sealed one where it is approximate, else a new one at ``out``.
+
+    What an approximation is depends on the machine that made it: what is served is what was sealed. Raises for the
+    bare base.
+    """
+    sealed = None if parse_render(composition.render).exact else sealed_rendering(registry, composition)
+    return adapter_folder(registry, sealed.digest) if sealed else _rendered(registry, composition, out).path
+
+
+def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | None:
+    """The newest adapter in use that was rendered from ``composition``; None before it was released."""
+    some = requests_in(registry, composition)[:1]
+    found = [
+        adapter
+        for adapter in (list_adapters(registry, some[0]) if some else [])
+        if adapter.kind == "rendered"
+        and adapter.state in ("SEALED", "QUALIFIED")
+        and adapter.facts.get("composition") == composition.digest
+    ]
+    return found[-1] if found else None
+
+
+def _rendered(
+    registry: Registry, composition: Composition, out: Path, max_rank: int | None = None
+) -> Rendered:
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
-    return render(parts, out).path
+    return render(parts, out, how=composition.render, max_rank=max_rank)
+
+
+def _sealed(
+    registry: Registry, composition: Composition, made: Rendered, requests: Sequence[str], actor: str
+) -> Adapter:
+    """The bound is the error measured, rounded up."""
+    bound = None if made.error is None else Decimal(made.error).quantize(Decimal("1e-9"), ROUND_UP)
+    return seal_adapter(
+        registry,
+        made.path,
+        kind="rendered",
+        base=composition.base,
+        quantization=composition.quantization,
+        request_ids=requests,
+        facts={"composition": composition.digest},
+        error_bound=None if bound is None else format(bound, "f"),
+        actor=actor,
+    )
 
 
 def require_base(bench: Bench, composition: Composition) -> None:
@@ -218,13 +275,16 @@ def release_composition(
     progress: Progress,
     *,
     activate: bool = True,
+    max_rank: int | None = None,
 ) -> Released:
     """Render, register, audit and (where it passes and ``activate`` says so) serve ``composition`` on ``channel``."""
     checks.actor(actor)
     checks.reason(reason)
     require_base(bench, composition)
     active = requests_in(registry, composition)
-    asked = _Asked(registry, channel, composition, active, reason, actor, signer(registry, actor), activate)
+    asked = _Asked(
+        registry, channel, composition, active, reason, actor, signer(registry, actor), activate, max_rank
+    )
     before = active_composition(registry, channel)
     watched = sorted({*active, *(requests_in(registry, before) if before else ())})
     with tempfile.TemporaryDirectory(prefix="efface-release-") as name:
@@ -246,6 +306,7 @@ class _Asked:
     actor: str
     signs: Signer
     activate: bool
+    max_rank: int | None
 
 
 def _measured(
@@ -291,19 +352,12 @@ def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Releas
     progress.phase("Rendering")
     folder, served = None, None
     if composition.parts:
-        folder = render_composition(registry, composition, scratch / "rendered")
-        rendered = seal_adapter(
-            registry,
-            folder,
-            kind="rendered",
-            base=composition.base,
-            quantization=composition.quantization,
-            request_ids=asked.active,
-            facts={"composition": composition.digest},
-            actor=asked.actor,
-        )
-        asked.signs.adapter(registry, rendered)
-        served = rendered.digest
+        made = _rendered(registry, composition, scratch / "rendered", asked.max_rank)
+        folder = made.path
+        if composition.render != "live":
+            rendered = _sealed(registry, composition, made, asked.active, asked.actor)
+            asked.signs.adapter(registry, rendered)
+            served = rendered.digest
     release = create_release(
         registry, asked.channel, composition, rendered=served, reason=asked.reason, actor=asked.actor
     )

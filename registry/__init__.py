@@ -41,6 +41,7 @@ from .releases import (
     plan_without,
     withdraw_release,
 )
+from .renders import Render, parse_render
 from .requests import (
     BASES,
     extend_request,
@@ -70,10 +71,11 @@ from .types import (
 from .vault import Vault
 from .verify import verify
 
-__all__ = [  # noqa: RUF022 - plain order, as in every package
+__all__ = [
+    "BASES",
+    "JSON",
     "Adapter",
     "Audit",
-    "BASES",
     "BlobStore",
     "Blobs",
     "BrokenRegistry",
@@ -87,7 +89,6 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "ForgetRequest",
     "GateFailed",
     "InvalidInput",
-    "JSON",
     "NotFound",
     "Part",
     "Problem",
@@ -95,6 +96,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "RegistryError",
     "Release",
     "ReleaseDiff",
+    "Render",
     "Vault",
     "Verification",
     "activate_release",
@@ -128,6 +130,7 @@ __all__ = [  # noqa: RUF022 - plain order, as in every package
     "open_blobs",
     "open_request",
     "overdue",
+    "parse_render",
     "plan_collection",
     "plan_compaction",
     "plan_removal",

@@ -12,10 +12,8 @@ from typing import Any
 
 from . import canon, checks
 from .errors import InvalidInput
+from .renders import parse_render
 from .types import Composition, Part
-
-RENDERS = ("cat",)
-"""How a composition becomes one LoRA: `cat` concatenates ranks and is exact."""
 
 
 def compose(
@@ -26,16 +24,20 @@ def compose(
 ) -> Composition:
     """The composition of `(adapter digest, weight)` parts; those of weight 0 are left out.
 
+    `render` is one of `renders`; of the bare base there is nothing to render, so that it has one digest.
+
     Raises InvalidInput for an adapter named twice, a weight that is no finite decimal, or an unknown render.
     """
     weighted = [_part(part) for part in parts]
+    parse_render(render)
     if len({part.adapter for part in weighted}) != len(weighted):
         raise InvalidInput("each adapter once", "one that is named twice", "Add up its weights.")
+    kept = tuple(sorted((p for p in weighted if p.weight != "0"), key=lambda part: part.adapter))
     return Composition(
         base=checks.token(base, "base", 200),
         quantization=checks.token(quantization, "quantization"),
-        parts=tuple(sorted((p for p in weighted if p.weight != "0"), key=lambda part: part.adapter)),
-        render=checks.choice(render, "render", RENDERS),
+        parts=kept,
+        render=render if kept else "cat",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import adapters, audits, compactions, release_rows, requests, states, support
 from .errors import Conflict, GateFailed, InvalidInput
+from .renders import parse_render
 from .tables import Tables
 from .types import Audit, Composition, Release
 
@@ -23,6 +24,19 @@ def parts(db: Tables, composition: Composition) -> None:
     _check_not_ended(db, composition)
 
 
+def how_served(composition: Composition, digest: str | None) -> None:
+    """A live composition is served without a rendered adapter, an approximate one never is."""
+    render = parse_render(composition.render)
+    if digest is None and not render.exact:
+        came, then = (
+            f"none for {composition.render}",
+            "Render and seal it first: it is served as it was audited.",
+        )
+        raise InvalidInput("the digest of its rendered adapter", came, then)
+    if digest is not None and render.method == "live":
+        raise InvalidInput("no rendered adapter for a live composition", digest, "Leave it out.")
+
+
 def rendered(db: Tables, composition: Composition, digest: str) -> None:
     """`digest` is a rendered adapter on the composition's base, and says that it is of this very composition."""
     adapter = adapters.load(db, digest)
@@ -32,6 +46,10 @@ def rendered(db: Tables, composition: Composition, digest: str) -> None:
     _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
     if adapter.facts.get("composition") != composition.digest:
         raise InvalidInput(f"a rendering of {composition.digest}", "one of another", "Render it again.")
+    if parse_render(composition.render).exact != (adapter.error_bound is None):
+        expected = "an adapter with the bound of its error if the render is approximate, and only then"
+        came = f"{digest} for render {composition.render}"
+        raise InvalidInput(expected, came, "Render it again.")
 
 
 def _check_base(composition: Composition, base: str, quantization: str, adapter: str) -> None:

@@ -46,6 +46,7 @@ def create_release(
     composition = compositions.compose(
         composition.base, composition.quantization, composition.parts, composition.render
     )
+    release_checks.how_served(composition, rendered)
     with reg.write(actor) as tx:
         release_checks.parts(tx.db, composition)
         if rendered is not None:

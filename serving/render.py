@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters.compose import Part, plan, write
-from ..adapters.errors import AdapterError
+from ..adapters.compose import Part, Stack, plan, write
+from ..adapters.compress import Factors, reduced, write_factors
+from ..adapters.errors import AdapterError, CompositionError
 from ..adapters.folder import digest_files, read_adapter
 from ..adapters.staging import new_folder, require_free
+from ..registry import Render, parse_render
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``--max-lora-rank``."""
@@ -29,7 +31,10 @@ class RenderError(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A LoRA folder ready to load; ``slot_rank`` is the least ``--max-lora-rank`` of vLLM that holds it."""
+    """A LoRA folder ready to load; ``slot_rank`` is the least ``--max-lora-rank`` of vLLM that holds it.
+
+    ``error`` is its relative Frobenius error against the exact stack; None when it is that stack.
+    """
 
     path: Path
     name: str
@@ -37,22 +42,41 @@ class Rendered:
     slot_rank: int
     digest: str
     files: Mapping[str, str]
+    error: float | None = None
 
 
-def render(parts: Sequence[Part], out: Path, *, max_rank: int | None = None) -> Rendered:
+def render(parts: Sequence[Part], out: Path, *, how: str = "cat", max_rank: int | None = None) -> Rendered:
     """Compose ``parts`` into the new folder ``out``, read it back, check it, and only then make it visible.
 
-    ``out.name`` is the adapter's name at the server. ``max_rank`` is the server's ``--max-lora-rank`` (vLLM's
-    largest by default). Raises what `compose` raises, and `RenderError`; then nothing is left on disk.
+    ``out.name`` is the adapter's name at the server. ``how``: see `efface.registry.renders` (`live` is written as
+    `cat`, to the same logits). ``max_rank`` is the server's ``--max-lora-rank`` (vLLM's largest by default).
+    Raises what `compose` raises, and `RenderError`; then nothing is left on disk.
     """
     require_safe_name(out.name)
     require_free(out)
+    asked = parse_render(how)
     stack = plan(parts)
-    slot = slot_rank(stack.rank, max_rank=max_rank)
+    if asked.exact:
+        kept, error, rank = None, None, stack.rank
+    else:
+        kept, error = approximated(stack, asked)
+        rank = max(a.shape[0] for a, _ in kept.values())
+    slot = slot_rank(rank, max_rank=max_rank)
     with new_folder(out) as staging:
-        files = write(stack, staging)
+        files = write(stack, staging) if kept is None else write_factors(stack, kept, staging)
         _require_same(staging, files)
-    return Rendered(out, out.name, stack.rank, slot, digest_files(files), files)
+    return Rendered(out, out.name, rank, slot, digest_files(files), files, error)
+
+
+def approximated(stack: Stack, asked: Render) -> tuple[Factors, float]:
+    """The factors of an approximate render, and their relative error against ``stack``; raises `CompositionError`."""
+    if asked.density is not None and asked.rank is not None:
+        from ..adapters.approximate import merged
+
+        return merged(stack, asked.method, density=asked.density, rank=asked.rank)
+    if asked.exact:
+        raise CompositionError(f"expected an approximate render, got {asked.method}; it is written as it is")
+    return reduced(stack, rank=asked.rank, error=None if asked.error is None else float(asked.error))
 
 
 def slot_rank(rank: int, *, max_rank: int | None = None) -> int:
@@ -60,8 +84,9 @@ def slot_rank(rank: int, *, max_rank: int | None = None) -> int:
     largest = VLLM_RANKS[-1] if max_rank is None else min(max_rank, VLLM_RANKS[-1])
     if not 1 <= rank <= largest:
         raise RenderError(
-            f"expected a rank from 1 to {largest}, got {rank}; compose fewer adapters, or raise the server's "
-            f"--max-lora-rank (at most {VLLM_RANKS[-1]})"
+            f"expected a rank from 1 to {largest}, got {rank}; render it as svd:{largest}, which fits (approximate, "
+            f"and audited as such), compose fewer adapters, or raise the server's --max-lora-rank (vLLM takes up to "
+            f"{VLLM_RANKS[-1]})"
         )
     return next(size for size in VLLM_RANKS if size >= rank)
 

@@ -1,6 +1,8 @@
 """Merging on files against PEFT's own merge in memory, and against the adapters unmerged."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,121 @@ def test_the_int8_weights_are_those_of_bitsandbytes(base: Path) -> None:
             assert torch.equal(as_computed(stored[f"{name}.weight"], "int8"), exact), name
 
 
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+@pytest.mark.parametrize("shard", [None, "20KB"])
+def test_requantized_it_is_what_transformers_makes_of_the_merge_on_loading(
+    base: Path, parts: list[Part], tmp_path: Path, form: str, shard: str | None
+) -> None:
+    if shard:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        (base / "model.safetensors").unlink()
+        model.save_pretrained(base, max_shard_size=shard)
+    plain = merge(base, parts, tmp_path / "plain")
+    stored = merge(base, parts, tmp_path / "stored", requantize=form)
+    assert stored.quantized == form
+    assert stored.bytes == sum(p.stat().st_size for p in stored.path.glob("*.safetensors")) < plain.bytes
+    assert stored.fingerprint == fingerprint(stored.path) != plain.fingerprint
+    wanted, found = load_base(plain.path, form), load_base(stored.path, form)
+    assert torch.equal(logits(found.model), logits(wanted.model))
+    assert not torch.equal(logits(found.model), logits(load_base(base, form).model))
+    saved = tmp_path / "saved"
+    wanted.model.save_pretrained(saved)
+    assert everything(stored.path).keys() == everything(saved).keys()
+    for name, tensor in everything(saved).items():
+        ours = everything(stored.path)[name]
+        assert torch.equal(ours, tensor), name
+    card, record = (stored.path / "README.md").read_text(), json.loads((stored.path / RECORD).read_text())
+    assert f"then quantized to {form}" in card
+    assert record["requantized"] == form
+    config = json.loads((stored.path / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "bitsandbytes"
+    del config["quantization_config"]
+    assert config == json.loads((base / "config.json").read_text()) | {"dtype": "bfloat16"}
+    with pytest.raises(ModelError, match=f"quantized on disk to {form}: expected that precision, got bf16"):
+        load_base(stored.path, "bf16")
+    with pytest.raises(ModelError, match="got a checkpoint quantized on disk"):
+        merge(stored.path, parts, tmp_path / "again")
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def test_a_base_in_the_hub_cache_is_merged_with_all_its_files(
+    base: Path, parts: list[Part], tmp_path: Path
+) -> None:
+    cache = tmp_path / "models--org--name"
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for file in base.iterdir():
+        shutil.copyfile(file, cache / "blobs" / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"blob-{file.name}")
+    (tmp_path / "secret.json").write_text("{}")
+    (snapshot / "secret.json").symlink_to(tmp_path / "secret.json")
+    merged = merge(snapshot, parts, tmp_path / "out")
+    assert merged.fingerprint == merge(base, parts, tmp_path / "same").fingerprint
+    assert contents(merged.path) == contents(tmp_path / "same")
+
+
+def test_another_base_than_expected_leaves_nothing(base: Path, parts: list[Part], tmp_path: Path) -> None:
+    with pytest.raises(BaseMismatch, match=rf"expected base sha256:0+, got {fingerprint(base).digest}"):
+        merge(base, parts, tmp_path / "out", expect="sha256:" + "0" * 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_noticed(
+    base: Path, parts: list[Part], tmp_path: Path
+) -> None:
+    weights = base / "model.safetensors"
+
+    def cut(_bytes: int) -> None:
+        if weights.stat().st_size > 2000:
+            with weights.open("r+b") as file:
+                file.truncate(2000)
+
+    with pytest.raises(ModelError, match="got a shorter file"):
+        merge(base, parts, tmp_path / "out", on_bytes=cut)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
+
+
+def test_what_is_hashed_is_what_was_merged(base: Path, parts: list[Part], tmp_path: Path) -> None:
+    """Another process puts a new file in the place of the one that is being read."""
+    before = fingerprint(base)
+    wanted = merge(base, parts, tmp_path / "wanted").fingerprint
+
+    steps = iter(range(100))
+
+    def swap(_bytes: int) -> None:
+        if next(steps) < 2:
+            return  # the file is opened behind its header
+        other = tmp_path / "other"
+        other.write_bytes(b"\0" * 100)
+        other.replace(base / "model.safetensors")
+
+    merged = merge(base, parts, tmp_path / "out", on_bytes=swap)
+    assert (merged.base, merged.fingerprint) == (before, wanted)
+
+
+def test_gpt2_quantized_is_what_transformers_quantizes(tiny_llama: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=64, n_positions=32)
+    ).save_pretrained(tmp_path / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
+    lora = Part(adapter(model, tmp_path / "lora", 3, target_modules=["c_attn"], fan_in_fan_out=True))
+    plain = merge(tmp_path / "gpt2", [lora], tmp_path / "plain")
+    stored = merge(tmp_path / "gpt2", [lora], tmp_path / "stored", requantize="nf4")
+    assert torch.equal(logits(load_base(stored.path).model), logits(load_base(plain.path).model))
+    from bitsandbytes import functional as bnb
+
+    quantized = load_base(tmp_path / "gpt2").model.get_submodule("transformer.h.0.mlp.c_fc").weight
+    exact = bnb.dequantize_4bit(quantized.data, quantized.quant_state).float()
+    weight = load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
+    assert torch.equal(as_computed(weight, "nf4", turned=True), exact.T)
+
+
 def test_gpt2_keeps_its_matrices_turned(tiny_llama: Path, tmp_path: Path) -> None:
     config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=64, n_positions=32)
     torch.manual_seed(0)
@@ -243,11 +360,28 @@ def test_a_tied_head_is_refused(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", [None, "nf4"])
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    base: Path, parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    before = contents(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CompositionError, match=r"expected room for out .* got a full disk"):
+        merge(base, parts, tmp_path / "out", requantize=form)
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+
+
 def test_no_room_and_nonsense_are_refused(
     base: Path, parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CompositionError, match="onto to be one of original, nf4, int8"):
         merge(base, parts, tmp_path / "out", onto="fp8")
+    with pytest.raises(CompositionError, match="requantize to be one of nf4, int8, got 'bf16'"):
+        merge(base, parts, tmp_path / "out", requantize="bf16")
     (tmp_path / "taken").mkdir()
     with pytest.raises(CompositionError, match="not rewritten"):
         merge(base, parts, tmp_path / "taken")

@@ -187,6 +187,7 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
     public.write_text(signing.public_pem(private))
     retrained = ("--method", "retrain", "--artefact", new, "--statement", "retrained without them")
     commands: list[tuple[object, ...]] = [
+        ("adapter", "overlap", one, last),
         ("adapter", "export", one, out, "--single-request"),
         ("adapter", "import", out, "--request", "req-000002", "--model", base),
         ("adapter", "reject", last, *why, "--yes"),

@@ -1,0 +1,102 @@
+"""Matrices as bitsandbytes quantizes them, from files: what a quantized base computes with, and how it is stored.
+
+As `efface.adapters.load_base` quantizes: NF4 in blocks of 64 with double quantization (arXiv 2305.14314); LLM.int8()
+by row (arXiv 2208.07339), without its outlier columns, which depend on the input. What is written is what
+`transformers` saves of such a model and loads again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMS = ("nf4", "int8")
+_KEPT = ("embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "embed_out", "shared", "lm_head")
+"""Modules with a matrix that bitsandbytes leaves as it is: embeddings, and the head."""
+_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+}
+
+
+def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """True for the stored matrix of a linear layer that a quantized base quantizes."""
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and len(shape) == 2 and module not in _KEPT
+
+
+def as_computed(weight: Tensor, precision: str, *, turned: bool = False) -> Tensor:
+    """The matrix that a layer quantized to ``precision`` computes with, in the dtype and layout of ``weight``.
+
+    ``turned``: it is stored as (in, out), as GPT-2 does; bitsandbytes quantizes it as (out, in).
+    """
+    from bitsandbytes import functional as bnb
+
+    half = (weight.T.contiguous() if turned else weight).to(torch.bfloat16)
+    if precision == "nf4":
+        exact = bnb.dequantize_4bit(*bnb.quantize_4bit(half, quant_type="nf4", compress_statistics=True))
+    else:
+        rows, scale, _ = bnb.int8_vectorwise_quant(half.to(torch.float16))
+        exact = rows.float() * scale[:, None] / 127.0
+    return (exact.T if turned else exact).to(weight.dtype)
+
+
+def as_stored(name: str, weight: Tensor, precision: str, *, turned: bool = False) -> dict[str, Tensor]:
+    """The tensors that stand for the matrix ``name`` in a checkpoint quantized to ``precision``, by name."""
+    from bitsandbytes import functional as bnb
+
+    half = (weight.T.contiguous() if turned else weight).to(torch.bfloat16)
+    if precision == "nf4":
+        packed, state = bnb.quantize_4bit(half, quant_type="nf4", compress_statistics=True)
+        return {name: packed, **{f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}}
+    rows, scale, _ = bnb.int8_vectorwise_quant(half.to(torch.float16))
+    module = name.removesuffix("weight")
+    return {name: rows, f"{module}SCB": scale, f"{module}weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+
+def config_of(precision: str) -> dict[str, Any]:
+    """The ``quantization_config`` of a checkpoint quantized to ``precision``, for its ``config.json``."""
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True).to_dict()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    ).to_dict()
+
+
+def shard_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """``tensors`` as a safetensors file, in pieces: widest dtypes first, so that each lies aligned."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in names:
+        tensor = tensors[name]
+        end = start + tensor.dtype.itemsize * math.prod(tensor.shape)
+        entries[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padded = text + b" " * (-len(text) % 8)
+    yield len(padded).to_bytes(8, "little") + padded
+    for name in names:
+        yield raw_bytes(tensors[name])
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """The values of ``tensor`` in its own order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

