@@ -13,18 +13,23 @@ from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, re
 from efface.recipes.errors import RequestError
 from efface.recipes.release import composition_without
 from efface.recipes.repair import Repaired, plan_repair, repair
+from efface.recipes.unmeasured import UNMEASURED
 from efface.registry import (
     Adapter,
     Conflict,
     Registry,
+    activate_release,
     active_release,
     adapter_for_request,
     compose,
+    create_release,
     get_adapter,
     get_request,
     history,
     plan_removal,
+    record_audit,
     shred_request,
+    step_request,
     verify,
 )
 
@@ -214,4 +219,40 @@ def _audit(reg: Registry, bench: Bench, left: Any):
     report = audit_composition(
         bench, left, folder, known.requests, active=known.active, recipe=recipe(), label="left"
     )
-    return record(reg, left, report, recipe(), "ana")
+    return record(reg, left, report, recipe(), "ana", measured=known.active)
+
+
+def test_of_the_bare_base_nothing_came_back(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]]
+) -> None:
+    """Its audit says that nothing was measured, and has no findings."""
+    (one, _), _ = two
+    add_requests(reg, "prod", [one], bench, recipe(), **WHY)
+    shred_request(reg, one, **WHO)
+    assert remove_requests(reg, "prod", [one], bench, recipe(), **WHY).audit.suite == UNMEASURED
+    assert plan_repair(reg, "prod").requests == ()
+
+
+def test_a_withdrawn_request_in_the_stack_is_named_before_anything_is_trained(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]]
+) -> None:
+    gate, worst, best = came_back(reg, bench, two)
+    pull_back(reg, "scratch")
+    for request in (worst, best):
+        step_request(reg, request, "WITHDRAWN", reason="asked again", **WHO)
+        before = contents(reg.root)
+        with pytest.raises(RequestError, match=f"{request} is WITHDRAWN"):
+            repair(reg, "prod", bench, gate, **WHY)
+        assert contents(reg.root) == before
+
+
+def pull_back(reg: Registry, channel: str) -> None:
+    """Serve the bare base there, so that its requests may be withdrawn."""
+    served = active_release(reg, channel).composition
+    bare = compose(served.base, served.quantization, [])
+    made = create_release(reg, channel, bare, rendered=None, **WHY)
+    proof = record_audit(
+        reg, composition=bare.digest, precision=bare.quantization, suite="quick/1", seed=0, verdict="pass",
+        report=b"{}", environment={}, **WHO,
+    )  # fmt: skip
+    activate_release(reg, channel, made.version, audit=proof.digest, approved_by="ben")
