@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compaction_kit import WHO, WHY, answered, recipe
+from compaction_kit import WHO, WHY, answered, drawn, recipe, sealed
 from lifecycle_kit import rejected
 from registry_kit import contents
 
-from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests
+from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests, return_to
 from efface.recipes.errors import RequestError
-from efface.recipes.release import composition_without
+from efface.recipes.release import composition_without, sealed_rendering
 from efface.recipes.repair import Repaired, plan_repair, repair
 from efface.recipes.unmeasured import UNMEASURED
 from efface.registry import (
@@ -256,3 +256,28 @@ def pull_back(reg: Registry, channel: str) -> None:
         report=b"{}", environment={}, **WHO,
     )  # fmt: skip
     activate_release(reg, channel, made.version, audit=proof.digest, approved_by="ben")
+
+
+def test_an_approximate_rendering_is_served_again_as_it_was_sealed(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]], tmp_path: Path
+) -> None:
+    """Another machine may round it otherwise; what is carried by an audit of before is what that audit measured."""
+    requests = [request for request, _ in two]
+    first = add_requests(reg, "prod", requests, bench, recipe(), render="svd:2", **WHY).release
+    digest = first.composition.digest
+    other = sealed(
+        reg, bench, drawn(bench, tmp_path / "elsewhere", 9), requests,
+        kind="rendered", facts={"composition": digest}, error_bound="0.5",
+    )  # fmt: skip
+    assert other.digest != first.rendered
+    for request in requests:
+        shred_request(reg, request, **WHO)
+    remove_requests(reg, "prod", requests, bench, recipe(), **WHY)
+    again = return_to(reg, "prod", 1, bench, recipe(), **WHY)
+    assert (again.report, again.release.composition, again.release.state) == (
+        None,
+        first.composition,
+        "ACTIVE",
+    )
+    served = sealed_rendering(reg, first.composition)
+    assert served is not None and again.release.rendered == served.digest
