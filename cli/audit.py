@@ -148,7 +148,7 @@ def _measured(reg: Registry, channel: str, less: list[str]) -> Measured:
     label = f"{channel}@{release.version}"
     watched = requests_in(reg, release.composition)
     if not less:
-        return Measured(release.composition, watched, label)
+        return Measured(release.composition, watched, label, release.rendered)
     left = composition_without(reg, release.composition, less)
     return Measured(left, watched, f"{label} without {', '.join(sorted(set(less)))}")
 
