@@ -87,7 +87,8 @@ def train(
     _check_rows(forget, retain, alternates, settings)
     rows, others = _skipped(forget, alternates if settings.needs_alternates else None, settings.skip_first)
     steps = Steps(rows, retain, settings, others)
-    stack = beside(model, settings, apart_from, company)
+    with memory_named(settings):
+        stack = beside(model, settings, apart_from, company)
     started = time.monotonic()
     if checkpoints is not None:
         if not checkpoints.resume:
@@ -157,7 +158,7 @@ class UnlearnTrainer(Trainer):
             run.settings,
             run.dual,
         )
-        found = replace(found, total=run.others.added_to(found.total))
+        found = replace(found, total=run.weighed(found.total, self.state.global_step))
         run.measured(step, found, self.state.global_step + 1)
         return found.total
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -89,6 +89,7 @@ class Run:
     stopped: Stopped = "steps"
     interrupted: bool = False
     over: bool = False
+    reached: bool = False
     forwards: list[Losses] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
 
@@ -97,6 +98,17 @@ class Run:
         """The decoder layer whose outputs the losses read."""
         reads = self.settings.objective == "rmu" or self.settings.retain_term == "hidden"
         return self.settings.layer if reads else None
+
+    def weighed(self, loss: Tensor, number: int) -> Tensor:
+        """``loss`` of a forward of step ``number`` (the first is 0), and what the run's company adds to it.
+
+        A penalty has a gradient of its own, behind which a silent run could hide: in the first step the loss is asked
+        for its own.
+        """
+        total = self.others.added_to(loss)
+        if total is not loss and number == 0 and not self.reached:
+            self.reached = reaches(loss, trained_weights(self.model).values())
+        return total
 
     def measured(self, step: Step, found: Losses, number: int) -> None:
         """Take in one forward. Raises :class:`TrainingError` for a loss that is not finite, naming its rows."""
@@ -178,6 +190,16 @@ class Run:
         self.dual = Dual(**state["dual"]) if state["dual"] else None
 
 
+def reaches(loss: Tensor, weights: Iterable[Tensor]) -> bool:
+    """Whether ``loss`` has a gradient at any of ``weights``; its graph stays for the backward pass."""
+    learning = [weight for weight in weights if weight.requires_grad]
+    if not loss.requires_grad or not learning:
+        return False
+    found = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+    grads = [gradient for gradient in found if gradient is not None]
+    return bool(grads) and bool(torch.nn.utils.get_total_norm(grads) > 0)
+
+
 _PARTS = ("total", "forget", "retain", "forget_probability", "retain_probability")
 
 
@@ -197,7 +219,8 @@ class Guard(TrainerCallback):
                 f"the gradient is {norm.item()} at step {state.global_step + 1}: lower the learning rate, or look at "
                 + ", ".join(self._run.seen)
             )
-        if state.global_step == 0 and not norm > 0:
+        reached = self._run.reached if self._run.others.apart is not None else bool(norm > 0)
+        if state.global_step == 0 and not reached:
             raise TrainingError(
                 "no gradient reached the LoRA weights in the first step: the run would change nothing. "
                 "Check the target modules, and the weights gamma and alpha"

@@ -91,7 +91,8 @@ def train_adapter(
             with memory_named(recipe.train_settings()):
                 initialise_fila(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
         if recipe.initialisation == "null_space":
-            initialise_null_space(model, list(beside.apart_from.values()))
+            with memory_named(recipe.train_settings()):
+                initialise_null_space(model, list(beside.apart_from.values()))
         results = _rounds(
             bench, model, data, rows, recipe, progress, cache, beside, work, report_to, callbacks
         )

@@ -10,6 +10,7 @@ import pytest
 from cli_kit import FORGET, RETAIN, SECOND, Ran, efface, jsonl, recipe_file
 from filelock import FileLock
 from registry_kit import contents
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from efface.adapters.folder import read_adapter
 from efface.registry import Registry, adapter_folder
@@ -93,6 +94,41 @@ def test_rows_are_cut_only_where_the_recipe_says_so(place: Path, tiny_llama: Pat
     assert "truncation=answer" in refused.err
     ran = trained(place, tiny_llama, *sets(truncation="answer"))
     assert ran.code == 0, ran.err
+
+
+# --- what the ledger says of the rows, and trackers
+
+
+def test_the_manifest_names_the_rows_that_were_kept_out_and_for_whom(place: Path, tiny_llama: Path) -> None:
+    """The retain row asks what another live request forgets: training on it would teach that again."""
+    jsonl(place / "retain.jsonl", [*RETAIN, {**SECOND[0], "id": "told", "keywords": []}])
+    opened(place)
+    jsonl(place / "retain.jsonl", RETAIN)
+    opened(place, "second")
+    assert trained(place, tiny_llama).code == 0
+    facts = manifest(place, "req-000001")["facts"]
+    assert facts["retain_rows_in_scope_left_out"] == ["told"]
+    assert facts["scope_kept_out_of"] == ["req-000002"]
+    assert facts["retain_rows"] == len(RETAIN)
+
+
+def test_a_tracker_hears_the_run(
+    place: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    opened(place)
+    assert trained(place, tiny_llama, "--report-to", "tensorboard").code == 0
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [scalar.step for scalar in board.Scalars("train/forget_loss")] == [1, 2, 3]
+
+
+def test_an_unknown_tracker_registers_nothing(place: Path, tiny_llama: Path) -> None:
+    opened(place)
+    before = contents(place / "registry")
+    ran = trained(place, tiny_llama, "--report-to", "wandbb")
+    assert (ran.code, ran.out) == (1, "")
+    assert "report_to 'wandbb': expected none or a tracker" in ran.err
+    assert contents(place / "registry") == before
 
 
 # --- stop rules

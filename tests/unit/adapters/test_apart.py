@@ -251,6 +251,55 @@ def test_the_loss_of_a_step_is_the_plain_one_and_the_penalty(
         assert result.steps[0].loss == pytest.approx(plain.loss + 0.5 * expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("start", ["default", "fila"])
+@pytest.mark.parametrize(("gamma", "accumulation"), [(0.0, 1), (0.0, 2), (1e-30, 1)])
+def test_a_penalty_does_not_hide_a_run_whose_losses_reach_nothing(
+    known: Path, forget: Rows, retain: Rows, others: list[Path], start: str, gamma: float, accumulation: int
+) -> None:
+    """Its own gradient at A (and, from a FILA start, at B) looks like one."""
+    model = worn(known)
+    if start == "fila":
+        initialise_fila(model, forget, retain, pad_id=PAD)
+    before = lora(model)
+    silent = replace(
+        SETTINGS,
+        gamma=gamma,
+        alpha=0.0,
+        accumulation=accumulation,
+        stacking=Stacking(orthogonal=0.5, orthogonal_outputs=0.5),
+    )
+    with pytest.raises(TrainingError, match="no gradient reached the LoRA weights in the first step"):
+        train(model, forget, retain, silent, pad_id=PAD, apart_from=others)
+    assert all(torch.equal(before[name], value) for name, value in lora(model).items())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_asking_the_losses_for_their_own_gradient_changes_no_bit(
+    known: Path, forget: Rows, retain: Rows, others: list[Path], checkpointing: bool
+) -> None:
+    """A penalty of next to nothing trains the very weights that no penalty does."""
+    chosen = replace(
+        SETTINGS, steps=3, stacking=Stacking(orthogonal=0.5), gradient_checkpointing=checkpointing
+    )
+    found = []
+    for weight in (0.5, 1e-30):
+        model = worn(known)
+        train(
+            model,
+            forget,
+            retain,
+            replace(chosen, stacking=Stacking(orthogonal=weight)),
+            pad_id=PAD,
+            apart_from=others,
+        )
+        found.append(lora(model))
+    plain = worn(known)
+    train(plain, forget, retain, replace(chosen, stacking=Stacking()), pad_id=PAD)
+    expected = lora(plain)
+    assert all(torch.equal(found[1][name], expected[name]) for name in expected)
+    assert not all(torch.equal(found[0][name], expected[name]) for name in expected)
+
+
 # --- what is refused
 
 

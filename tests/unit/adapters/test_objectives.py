@@ -103,13 +103,13 @@ def test_retain_kl_is_the_slow_one_and_torchs(rows: list[list[float]]) -> None:
     slow = 0.0
     for model, base in zip(map(slow_softmax, ours), map(slow_softmax, reference), strict=True):
         slow += sum(q * math.log(q / p) for p, q in zip(model, base, strict=True)) / len(rows)
-    loss = retain_kl(torch.tensor(ours), torch.tensor(reference))
-    logs = [torch.tensor(values).log_softmax(-1) for values in (ours, reference)]
-    assert loss.item() == pytest.approx(slow, rel=1e-4, abs=1e-6)
-    torch.testing.assert_close(
-        loss, kl_div(*logs, reduction="batchmean", log_target=True), rtol=1e-5, atol=1e-6
-    )
-    assert loss.item() >= -1e-6
+    both = [torch.tensor(values, dtype=torch.float64) for values in (ours, reference)]
+    loss = retain_kl(*both)
+    theirs = kl_div(*(logits.log_softmax(-1) for logits in both), reduction="batchmean", log_target=True)
+    assert loss.item() == pytest.approx(slow, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(loss, theirs, rtol=1e-9, atol=1e-12)
+    assert loss.item() >= -1e-12
+    assert retain_kl(*(logits.float() for logits in both)).item() == pytest.approx(slow, rel=1e-4, abs=1e-6)
 
 
 # --- gradients
