@@ -167,7 +167,7 @@ def test_an_image_names_its_base(home: Path, tmp_path: Path, model: Path) -> Non
     assert done["address"].startswith("sha256:")
     refused = efface("adapter", "import", layout, "--request", ONE, "--model", model, "--registry", home)
     assert refused.code == 2
-    assert f"expected the base {BASE}, which the image names" in refused.err
+    assert f"expected the base {BASE}, which it names" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ WITH_A_MODEL = {
     "adapter compact",
     "release compact",
     "release repair",
+    "release pull",
     "audit run",
     "request lengths",
     "model fetch",

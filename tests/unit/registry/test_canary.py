@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lifecycle_kit import alone, proven, serve
+from lifecycle_kit import alone, measured, proven, serve
 from registry_kit import BASE, Clock, accept, answered, ask, audited, lora, release, seal, stack
 from vault_kit import SECRET, leaks, traces
 
@@ -128,6 +128,7 @@ def test_a_whole_life(loud: Registry, tmp_path: Path, caplog: pytest.LogCaptureF
     release(reg, stack([below, other]))
     adapter_folder(reg, below.digest)
     quiet()
+    measured(reg, request_id)
     shred_request(reg, request_id, actor="ana")
     quiet()
     close_request(reg, request_id, actor="ana")

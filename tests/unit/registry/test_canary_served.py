@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from blob_kit import S3
-from lifecycle_kit import alone, proven, serve
+from lifecycle_kit import alone, measured, proven, serve
 from proof_kit import ORIGIN, private, trusting
 from registry_backends import Backend, Postgres, new_backend
-from registry_kit import Clock, answered, lora, release, seal, stack
+from registry_kit import Clock, accept, answered, lora, release, seal, stack
 from vault_kit import leaks, traces
 
 from efface.registry import (
@@ -108,7 +108,7 @@ def live(reg: Registry, work: Path) -> str:
     request_id = open_request(reg, **opening, subject_ref=SUBJECT).id
     assert read_payload(reg, request_id) == SECRET.encode()
     extend_request(reg, request_id, months=1, reason="many rows", actor="ana")
-    below = seal(reg, lora(work / "one", 1), [request_id])
+    below = seal(reg, lora(work / "one", 1), [accept(reg, request_id)])
     _, other = answered(reg, work, 2)
     release(reg, stack([below, other]))
     make_checkpoint(reg, private("log"), origin=ORIGIN)
@@ -117,6 +117,7 @@ def live(reg: Registry, work: Path) -> str:
         with pytest.raises(RegistryError) as caught:
             get_request(reg, text)
         assert not held("".join(traceback.format_exception(caught.value)).encode())
+    measured(reg, request_id)
     shred_request(reg, request_id, actor="ana")
     close_request(reg, request_id, actor="ana")
     proven(reg, request_id)
