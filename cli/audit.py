@@ -156,7 +156,7 @@ def _measured(reg: Registry, channel: str, less: list[str], drop_repairs: bool) 
     label = f"{channel}@{release.version}"
     watched = requests_in(reg, release.composition)
     if not less:
-        return Measured(release.composition, watched, label)
+        return Measured(release.composition, watched, label, release.rendered)
     left = composition_without(reg, release.composition, less, drop_repairs=drop_repairs)
     named = ", ".join([*sorted(set(less)), *(["what repaired it"] if drop_repairs else [])])
     return Measured(left, watched, f"{label} without {named}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..registry import Composition, Registry
+from ..registry import Composition, Registry, adapter_folder
 
 if TYPE_CHECKING:
     from ..audits import AuditReport
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is audited: `watched` are the requests whose rows are measured, gated or not."""
+    """What is audited: `watched` are the requests whose rows are measured, gated or not.
+
+    `rendered` is the sealed adapter that serves it, where there is one: that very one is measured.
+    """
 
     composition: Composition
     watched: list[str]
     label: str
+    rendered: str | None = None
 
 
 def measure_release(
@@ -35,7 +39,11 @@ def measure_release(
     require_base(bench, measured.composition)
     known = audit_rows(reg, requests_in(reg, measured.composition), measured.watched)
     with TemporaryDirectory(prefix="efface-audit-") as scratch:
-        folder = render_composition(reg, measured.composition, Path(scratch) / "rendered")
+        folder = (
+            adapter_folder(reg, measured.rendered)
+            if measured.rendered
+            else render_composition(reg, measured.composition, Path(scratch) / "rendered")
+        )
         report = audit_composition(
             bench,
             measured.composition,

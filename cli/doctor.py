@@ -65,13 +65,15 @@ def _registry(url: str) -> list[CheckRecord]:
 
 def _vault(reg: Registry) -> CheckRecord:
     keys = reg.vault.keys
-    if not keys.complete():
-        return {"name": "vault key", "ok": True, "found": "no vault here yet"}
     try:
+        if not keys.complete():
+            return {"name": "vault key", "ok": True, "found": "no vault here yet"}
         with reg.read() as db:
             vault_binding.check(db, reg.vault)
         keys.subject()
         return {"name": "vault key", "ok": True, "found": keys.provider().describe()}
+    except PermissionError:
+        return {"name": "vault key", "ok": False, "found": "a vault that this user may not enter"}
     except RegistryError as error:
         return {"name": "vault key", "ok": False, "found": str(error)}
 

@@ -1,4 +1,8 @@
-"""Exit codes: 0 done, 1 a check or gate failed, 2 bad input, 3 broken registry, 130 interrupted."""
+"""Exit codes: 0 done, 1 a check or gate failed, 2 bad input, 3 broken registry, 130 interrupted.
+
+2 also where a disk, a store or the system does not let us: it is the caller's to put right, and nothing was measured,
+so it must not look like a gate that failed. 3 is kept for what is stored and not what was written.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def exit_codes() -> Generator[None]:
         _stop(error, BAD_INPUT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            _stop(durable.explained(error.filename or "a file", error), CHECK_FAILED)
+            _stop(durable.explained(error.filename or "a file", error), BAD_INPUT)
         # By name, because importing those packages would import torch for commands that need none.
         if not {kind.__name__ for kind in type(error).__mro__} & set(_BAD_INPUT_TYPES):
             raise

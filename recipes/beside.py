@@ -46,8 +46,9 @@ def registered(
     found = {adapter.digest: adapter for adapter in _current(registry, request_id, bench)}
     if len(found) > MOST:
         raise RequestError(
-            f"expected at most {MOST} registered adapters to train beside, got {len(found)}: consolidate old ones, or "
-            "train without stacking (--set stacking={} --set initialisation=default)"
+            f"expected at most {MOST} registered adapters to train beside, got {len(found)}: retire those that "
+            "nothing serves (`efface adapter retire`), or train without stacking (--set stacking={} "
+            "--set initialisation=default)"
         )
     below = on.adapters if on is not None else ()
     apart = sorted(found) if recipe.keeps_apart else ()

@@ -19,6 +19,7 @@ from .errors import RequestError
 from .prepare import kept_rows, scope_of, telling
 from .progress import Progress
 from .recipe import Recipe
+from .release import require_in_force
 
 Told = tuple[Item, bool]
 """A question with an answer, and whether the answer has an end."""
@@ -71,12 +72,22 @@ def to_compact(registry: Registry, requests: Sequence[str], channel: str | None)
             f"expected adapters of the requests named alone, got {'none of ' + ', '.join(lacking) if lacking else ''}"
             f"{'some of ' + ', '.join(more) + ' too: name those as well' if more else ''}"
         )
+    require_in_force(registry, sorted(held))
+    _require_one_base(registry, weights)
     _require_whole(registry, weights)
     return composition_of(base, quantization, weights.items())
 
 
 def _of(registry: Registry, adapter: str, wanted: set[str]) -> bool:
     return not wanted or bool(wanted & set(get_adapter(registry, adapter).requests))
+
+
+def _require_one_base(registry: Registry, adapters: Iterable[str]) -> None:
+    on = {(one.base, one.quantization) for one in (get_adapter(registry, adapter) for adapter in adapters)}
+    if len(on) > 1:
+        raise RequestError(
+            f"expected adapters on one base, got some on each of {len(on)}: compact those of one base at a time"
+        )
 
 
 def _require_whole(registry: Registry, adapters: Iterable[str]) -> None:

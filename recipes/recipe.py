@@ -48,6 +48,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 # PyYAML lets a date such as 2026-99-99 and endless brackets through as these.
+MAX_BYTES = 2**20
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -256,6 +257,10 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises :class:`InvalidRecipe` listing every problem at once, unknown keys with their nearest match.
     """
     path = _find(source)
+    if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):
+        raise InvalidRecipe(
+            f"{path}: expected a regular file of at most {MAX_BYTES} bytes, found something else"
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)  # noqa: S506 - a SafeLoader
     except (OSError, *_NOT_YAML) as error:

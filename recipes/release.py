@@ -9,6 +9,7 @@ from decimal import ROUND_UP, Decimal
 from pathlib import Path
 
 from ..adapters import Part as FolderPart
+from ..adapters import read_adapter
 from ..audits import AuditReport
 from ..registry import (
     Adapter,
@@ -28,15 +29,17 @@ from ..registry import (
     get_adapter,
     get_channel,
     get_release,
+    get_request,
     list_adapters,
     parse_render,
     plan_compaction,
     plan_removal,
     plan_without,
     seal_adapter,
+    states,
 )
 from ..registry.compactions import everything
-from ..serving import Rendered, render
+from ..serving import Rendered, render, slot_rank
 from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
@@ -266,6 +269,18 @@ def require_base(bench: Bench, composition: Composition) -> None:
         )
 
 
+def require_in_force(registry: Registry, requests: Sequence[str]) -> None:
+    """Raise `RequestError` for requests that were refused or withdrawn: no release holds their adapters."""
+    ended = [
+        (name, state) for name in requests if (state := get_request(registry, name).state) in states.ENDED
+    ]
+    if ended:
+        raise RequestError(
+            f"{', '.join(f'{name} is {state}' for name, state in ended)}: expected requests in force; "
+            "leave the adapters of those out"
+        )
+
+
 def release_composition(
     registry: Registry,
     channel: str,
@@ -353,6 +368,8 @@ def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Releas
     registry, composition = asked.registry, asked.composition
     progress.phase("Rendering")
     folder, served = None, None
+    if (kept := _kept(asked)) is not None:
+        return _put(asked, kept.digest), adapter_folder(registry, kept.digest)
     if composition.parts:
         made = _rendered(registry, composition, scratch / "rendered", asked.max_rank)
         folder = made.path
@@ -360,10 +377,28 @@ def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Releas
             rendered = _sealed(registry, composition, made, asked.active, asked.actor)
             asked.signs.adapter(registry, rendered)
             served = rendered.digest
-    release = create_release(
-        registry, asked.channel, composition, rendered=served, reason=asked.reason, actor=asked.actor
+    return _put(asked, served), folder
+
+
+def _kept(asked: _Asked) -> Adapter | None:
+    """The sealed rendering, where rendering again could give another: it is the one that was audited."""
+    if parse_render(asked.composition.render).exact:
+        return None
+    kept = sealed_rendering(asked.registry, asked.composition)
+    if kept is not None:
+        slot_rank(read_adapter(adapter_folder(asked.registry, kept.digest)).rank, max_rank=asked.max_rank)
+    return kept
+
+
+def _put(asked: _Asked, rendered: str | None) -> Release:
+    return create_release(
+        asked.registry,
+        asked.channel,
+        asked.composition,
+        rendered=rendered,
+        reason=asked.reason,
+        actor=asked.actor,
     )
-    return release, folder
 
 
 def _let_through(asked: _Asked, release: Release, audit: Audit) -> Release:

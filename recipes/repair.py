@@ -38,7 +38,14 @@ from .errors import RequestError
 from .prepare import TrainingRows, training_rows
 from .progress import Progress, Silent
 from .recipe import Recipe
-from .release import Released, release_composition, render_composition, requests_in, require_base
+from .release import (
+    Released,
+    release_composition,
+    render_composition,
+    requests_in,
+    require_base,
+    require_in_force,
+)
 from .rounds import Stacked, train_adapter
 from .run import live_requests
 
@@ -114,6 +121,7 @@ def repair(
     if not plan.requests:
         raise RequestError(f"{channel}@{plan.release.version}: by its audit no request came back")
     require_base(bench, below)
+    require_in_force(registry, requests_in(registry, below))
     if gone := audit_rows(registry, plan.requests).shredded:
         raise RequestError(
             f"the rows of {', '.join(gone)} are shredded: nothing is left to train a repair with. Open it anew"
@@ -190,7 +198,7 @@ def _came_back(registry: Registry, audit: Audit) -> set[str]:
     report = cast("dict[str, Any]", parse(registry.blobs.read(audit.report)))
     return {
         finding["request"]
-        for finding in report["findings"]
+        for finding in report.get("findings", ())  # of the bare base (`unmeasured`) there are none
         if finding["outcome"] == "failed" and finding["group"] in _FORGETTING and finding["request"]
     }
 

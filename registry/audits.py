@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from . import adapters, checks, ledger, requests
+from . import adapters, checks, ledger, requests, support
 from .canon import JSON, digest_bytes, digest_json, parse
 from .errors import Conflict, InvalidInput, NotFound
 from .registry import Registry
@@ -124,11 +124,11 @@ def _environment(environment: Mapping[str, str]) -> dict[str, JSON]:
 
 
 def passed(db: Tables, composition: Composition) -> bool:
-    """Whether an audit of this composition passed at the precision it is served in."""
+    """Whether an audit of this composition passed at the precision it is served in, and of its requests."""
     found = db.find(
         "audit", composition=composition.digest, precision=composition.quantization, verdict="pass"
     )
-    return bool(found)
+    return any(not support.passed_over(db, composition.adapters, audit_of(row).requests) for row in found)
 
 
 def audit_of(row: Row) -> Audit:

@@ -28,13 +28,13 @@ def facts(events: Sequence[Event], stated: Mapping[str, Mapping[str, Any]]) -> F
     """
     rows: dict[str, Rows] = {name: {} for name in ("request", "adapter", "audit", "evidence", "release")}
     rows["attestation"] = {}
-    rows["channel"] = {}
+    rows["channel"], rows["shredding"] = {}, {}
     for request_id, opening in stated.items():
         rows["request"][request_id] = _opened(request_id, opening, proven=False)
     for event in events:
         if event.subject_kind != "key":
             _handler(event)(rows, event, cast(Mapping[str, Any], event.body))
-    del rows["channel"]  # its rules are held to, and not listed
+    del rows["shredding"]  # held to, and not listed
     found: Facts = {f"{name}s" if name != "evidence" else name: _listed(name, rows[name]) for name in rows}
     for request in found["requests"]:
         request["supported"] = _supported(request["id"], rows)
@@ -79,6 +79,10 @@ def _shredded(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> 
     row = rows["request"][event.subject_id]
     row["shredded_at"] = event.at
     row["state"] = states.after_shredding(row["state"])
+
+
+def _shredding(rows: dict[str, Rows], event: Event, _body: Mapping[str, Any]) -> None:
+    rows["shredding"][event.subject_id] = {"at": event.at}
 
 
 def _nothing(_rows: dict[str, Rows], _event: Event, _body: Mapping[str, Any]) -> None:
@@ -131,7 +135,8 @@ def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
 
 
 def _ruled(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
-    rows["channel"][event.subject_id] = {"two_person": body["two_person"]}
+    rule = {"two_person": body["two_person"], "since": event.at, "by": event.actor, "reason": body["reason"]}
+    rows["channel"][event.subject_id] = {"channel": event.subject_id, **rule}
 
 
 def _candidate(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
@@ -155,6 +160,7 @@ def _release_moved(rows: dict[str, Rows], event: Event, body: Mapping[str, Any])
     row["state"] = states.step("release", row["state"], states.named_by(event.kind))
     if row["state"] == "APPROVED":
         _gate(rows, row, body["audit"], event.actor)
+        support.check_covered(_passed_over(rows, row, _audit(rows, body["audit"]).get("requests")))
         row |= {"audit": body["audit"], "approved_by": event.actor}
     if row["state"] == "ACTIVE":
         _gate(rows, row, row["audit"], row["approved_by"])
@@ -166,6 +172,15 @@ def _gate(rows: dict[str, Rows], row: Mapping[str, Any], audit: str, approver: s
     support.check_approver(rule, row["created_by"], approver)
     quantization = row["composition"]["quantization"]
     support.check_release({"composition": row["digest"]}, quantization, _audit(rows, audit))
+
+
+def _passed_over(rows: Mapping[str, Rows], row: Mapping[str, Any], measured: Any) -> list[str]:
+    """As `support.passed_over`, as far as requests and adapters are here."""
+    if measured is None:
+        return []
+    held = (rows["adapter"][one]["requests"] for one in _parts(row) if one in rows["adapter"])
+    asked = {request for found in held for request in found} & rows["request"].keys()
+    return sorted(asked - {*measured} - rows["shredding"].keys())
 
 
 def _audit(rows: dict[str, Rows], digest: str) -> Mapping[str, Any]:
@@ -188,6 +203,8 @@ def _new(rows: Rows, key: str, row: dict[str, Any]) -> None:
 def _listed(name: str, rows: Rows) -> list[dict[str, Any]]:
     """Requests by id, releases by version (not as text: prod@10 comes after prod@2), the rest as it happened."""
     found = list(rows.values())
+    if name == "channel":
+        return sorted(found, key=lambda row: row["channel"])
     if name == "request":
         return sorted(found, key=lambda row: row["id"])
     return sorted(found, key=lambda row: (row["channel"], row["version"])) if name == "release" else found
@@ -215,7 +232,7 @@ _HANDLERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], No
     "request.received": _received,
     "request.identified": _nothing,
     "request.extended": _extended,
-    "request.shredding": _nothing,
+    "request.shredding": _shredding,
     "request.shredded": _shredded,
     "request.claimed": _claimed,
     "evidence.recorded": _evidence,

@@ -33,6 +33,8 @@ UNDO: Mapping[str | None, str] = {
     " model are another matter.",
 }
 """Whether a claim can be undone."""
+TWO_PERSON = "A release is approved by somebody else than who created it, by what each said of themselves."
+ONE_PERSON = "Given up: one person may create and approve a release."
 BEYOND = "More is claimed than these events show."
 _PROVES = (
     "Every event shown here is in the ledger whose Merkle root is above, where it says, as it was recorded.",
@@ -81,6 +83,7 @@ def html(about: Mapping[str, Any], facts: Facts, proof: Mapping[str, Any]) -> by
         _section("What was asked", _table(_ASKED, map(_asked, facts["requests"]))),
         _section("What is claimed", _table(_CLAIMED, map(_claimed, facts["requests"]))),
         _section("Releases", _table(_RELEASES, map(_release, facts["releases"]))),
+        _section("Rules of channels", _table(_RULES, map(_rule, facts["channels"]))),
         _section("Adapters", _table(_ADAPTERS, map(_adapter, facts["adapters"]))),
         _section("Audits", _table(_AUDITS, map(_audit, facts["audits"]))),
         _section("Merged or trained again", _table(_EVIDENCE, map(_evidence, facts["evidence"]))),
@@ -108,7 +111,18 @@ def deadline(request: Mapping[str, Any]) -> str:
 
 _ASKED = ("Request", "Basis", "Rows", "Received", "Answered", "Deadline", "State", "Rows destroyed")
 _CLAIMED = ("Request", "Claimed on closing", "What the evidence shows", "Can it be undone?")
-_RELEASES = ("Release", "State", "Composition", "Served as", "Audit", "Approved by", "Activated", "Why")
+_RELEASES = (
+    "Release",
+    "State",
+    "Composition",
+    "Served as",
+    "Audit",
+    "Created by",
+    "Approved by",
+    "Activated",
+    "Why",
+)
+_RULES = ("Channel", "Rule", "Since", "Set by", "Why")
 _ADAPTERS = ("Adapter", "Kind", "State", "Answers", "Base", "Trained on")
 _AUDITS = ("Audit", "Verdict", "Suite", "Precision", "Composition", "Recorded", "Report")
 _EVIDENCE = ("Request", "Method", "Level", "Model", "Audit", "In words", "Recorded")
@@ -132,8 +146,13 @@ def _claimed(row: Facts) -> tuple[Any, ...]:
 
 def _release(row: Facts) -> tuple[Any, ...]:
     name = f"{row['channel']}@{row['version']}"
-    rest = ("state", "digest", "rendered", "audit", "approved_by", "activated_at", "reason")
+    rest = ("state", "digest", "rendered", "audit", "created_by", "approved_by", "activated_at", "reason")
     return (name, *(row[field] for field in rest))
+
+
+def _rule(row: Facts) -> tuple[Any, ...]:
+    rule = ONE_PERSON if not row["two_person"] else TWO_PERSON
+    return row["channel"], rule, row["since"], row["by"], row["reason"]
 
 
 def _adapter(row: Facts) -> tuple[Any, ...]:

@@ -84,6 +84,16 @@ def left_of(db: Tables, part: Part, removing: set[str]) -> list[Part]:
     ]
 
 
+def check_apart(db: Tables, part: Part) -> None:
+    """Raise InvalidInput where a compaction at this weight would not come apart: a request could not leave it."""
+    for one in originals(manifest_of(db, part.adapter)):
+        try:
+            check_apart(db, Part(one.adapter, _times(part.weight, one.weight)))
+        except InvalidInput as error:
+            expected = f"a weight of {part.adapter} by which its originals have weights of at most 18 digits"
+            raise InvalidInput(expected, part.weight, "Round it.") from error
+
+
 def check(db: Tables, manifest: Mapping[str, Any]) -> None:
     """Raise InvalidInput unless what a new compaction says it was made from can take its place."""
     named: Any = manifest["facts"].get(MADE_FROM)
@@ -102,6 +112,12 @@ def check(db: Tables, manifest: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 "the weight of an original as canonical decimal text", "another", "Correct it."
             )
+    seen: set[str] = set()
+    for adapter in named:
+        if twice := seen & (within := everything(db, [adapter])):
+            then = "Leave it out, or the compaction that it is in."
+            raise InvalidInput("each original once, compactions included", min(twice), then)
+        seen |= within
     held = {request for part in originals(manifest) for request in manifest_of(db, part.adapter)["requests"]}
     if held != set(manifest["requests"]):
         came = f"{len(manifest['requests'])} requests, where its originals forget {len(held)}"

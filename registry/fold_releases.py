@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import states, support
-from .canon import digest_json
+from .canon import digest_json, parse
 from .errors import BrokenRegistry
 from .tables import Row, Tables, need
 from .types import Event
@@ -57,6 +57,7 @@ def moved(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
     changes: dict[str, Any] = {"state": state}
     if state == "APPROVED":
         _gate(db, row, body["audit"], event.actor)
+        _cover(db, row, body["audit"])
         changes |= {"audit": body["audit"], "approved_by": event.actor}
     if state == "ACTIVE":
         _gate(db, row, row["audit"], row["approved_by"])
@@ -74,6 +75,14 @@ def _gate(db: Tables, release: Row, audit: str, approver: str) -> None:
     support.check_approver(
         need(db, "channel", release["channel"])["two_person"], release["created_by"], approver
     )
+
+
+def _cover(db: Tables, release: Row, audit: str) -> None:
+    """Asked once: of what the audit passed over, shredding only ever takes away."""
+    named = need(db, "audit", audit)["requests"]
+    measured: Any = None if named is None else parse(named)
+    parts = db.find("composition_part", composition=release["composition"])
+    support.check_covered(support.passed_over(db, (part["adapter"] for part in parts), measured))
 
 
 def _turn(db: Tables, name: str, version: int, *, turning: bool) -> None:

@@ -118,7 +118,10 @@ class Registry:
 
     def _check_vault(self) -> None:
         """What is damaged is for `verify` to name, and for writing to stop at."""
-        if self.any_vault or not self.vault.folder.is_dir():
+        try:
+            if self.any_vault or not self.vault.folder.is_dir():
+                return
+        except PermissionError:  # another user's, on a host that serves: none of ours to compare
             return
         with suppress(BrokenRegistry), self.read() as db:
             vault_binding.check(db, self.vault)

@@ -21,6 +21,8 @@ def parts(db: Tables, composition: Composition) -> None:
             raise InvalidInput("trained adapters that are sealed", came, "Leave it out.")
         _check_base(composition, adapter.base, adapter.quantization, adapter.digest)
     _check_once(db, composition)
+    for part in composition.parts:
+        compactions.check_apart(db, part)
     _check_not_ended(db, composition)
 
 
@@ -68,8 +70,11 @@ def _check_not_ended(db: Tables, composition: Composition) -> None:
             raise Conflict(f"{request_id} in force", state, "Leave its adapter out of the release.")
 
 
-def gate(release: Release, evidence: Audit) -> None:
-    """The audit passed, is of this composition, at the precision that is served. Raises GateFailed."""
+def gate(db: Tables, release: Release, evidence: Audit) -> None:
+    """The audit passed, is of this composition, at the precision that is served, and of its requests.
+
+    An audit that names requests names every one of the composition's adapters whose rows are there. Raises GateFailed.
+    """
     digest, precision = release.composition.digest, release.composition.quantization
     then = f"Run `efface audit run --release {release.channel}` and activate with an audit that passes."
     if evidence.composition != digest:
@@ -78,6 +83,9 @@ def gate(release: Release, evidence: Audit) -> None:
         raise GateFailed(f"an audit at {precision}", f"one at {evidence.precision}", then)
     if evidence.verdict != "pass":
         raise GateFailed("an audit that passed", f"{evidence.digest}, which failed", then)
+    if lacking := support.passed_over(db, release.composition.adapters, evidence.requests):
+        came = f"{evidence.digest}, which passed over {', '.join(lacking)}"
+        raise GateFailed("an audit of every request that has its rows", came, then)
 
 
 def two_people(db: Tables, release: Release, approver: str | None) -> None:

@@ -75,7 +75,7 @@ def approve_release(reg: Registry, channel: str, version: int, *, audit: str, ap
     with reg.write(approved_by) as tx:
         release = release_rows.load(tx.db, channel, version)
         evidence = audits.load(tx.db, adapters.resolve(tx.db, "audit", audit))
-        release_checks.gate(release, evidence)
+        release_checks.gate(tx.db, release, evidence)
         release_checks.turn(tx.db, release, release_rows.active(tx.db, channel), "CANDIDATE")
         release_checks.two_people(tx.db, release, approved_by)
         _move(tx, release, "approved", {"audit": evidence.digest})
@@ -102,7 +102,7 @@ def activate_release(
             return release
         previous = release_rows.active(tx.db, channel)
         evidence = audits.load(tx.db, _evidence(release, given))
-        release_checks.gate(release, evidence)
+        release_checks.gate(tx.db, release, evidence)
         release_checks.turn(tx.db, release, previous, "CANDIDATE" if given else "APPROVED")
         release_checks.two_people(tx.db, release, approved_by if given else release.approved_by)
         if given is not None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from . import canon, checks, trust
+from . import canon, checks, compactions, trust
 from .canon import JSON
 from .errors import InvalidInput
 
@@ -164,8 +164,19 @@ def _build_definition(manifest: Mapping[str, Any], environment: Mapping[str, str
         "buildType": BUILD_TYPE.format(kind=manifest["kind"]),
         "externalParameters": external,
         **_present({"internalParameters": dict(environment)}),
-        "resolvedDependencies": [_resource(name, of) for name, of in inputs.items() if of is not None],
+        "resolvedDependencies": [
+            *(_resource(name, of) for name, of in inputs.items() if of is not None),
+            *_originals(manifest),
+        ],
     }
+
+
+def _originals(manifest: Mapping[str, Any]) -> list[JSON]:
+    """What a compaction was made from, each with the weight that it went in with."""
+    return [
+        {**_resource(compactions.MADE_FROM, part.adapter), "annotations": {"weight": part.weight}}
+        for part in compactions.originals(manifest)
+    ]
 
 
 def _configuration(record: Mapping[str, Any], digest: str) -> list[JSON]:

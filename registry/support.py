@@ -78,6 +78,27 @@ def check_raised(claim: str | None, before: str | None, shown: str | None) -> No
         raise BrokenRegistry("a higher claim of a closed request", came, "Look at who raised it.")
 
 
+def passed_over(db: Tables, adapters: Iterable[str], measured: Collection[str] | None) -> list[str]:
+    """The requests of a composition's adapters whose rows are there and that its audit did not measure, sorted.
+
+    None for `measured` is an audit of before audits named their requests: it is taken at its word.
+    """
+    if measured is None:
+        return []
+    pairs = [pair for one in adapters for pair in db.find("adapter_request", adapter=one)]
+    asked = {pair["request"] for pair in pairs} - set(measured)
+    return sorted(one for one in asked if need(db, "forget_request", one)["shredding_at"] is None)
+
+
+def check_covered(lacking: Collection[str]) -> None:
+    """Raise BrokenRegistry where an audit passed over requests of what was released on it."""
+    if lacking:
+        came = f"one that passed over {', '.join(lacking)}"
+        raise BrokenRegistry(
+            "an audit of every request that has its rows", came, "Look at who approved the release."
+        )
+
+
 def check_release(release: Mapping[str, Any], quantization: str, audit: Mapping[str, Any]) -> None:
     """Raise BrokenRegistry unless the audit passed, is of what is released, at the precision it is served in.
 

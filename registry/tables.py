@@ -128,7 +128,12 @@ class Tables(Protocol):
         ...
 
 
-_INDEXED: Mapping[str, str] = {"adapter_request": "request", "evidence": "request", "release": "state"}
+_INDEXED: Mapping[str, tuple[str, ...]] = {
+    "adapter_request": ("request", "adapter"),
+    "composition_part": ("composition",),
+    "evidence": ("request",),
+    "release": ("state",),
+}
 """Columns by which a fold looks rows up."""
 
 
@@ -137,8 +142,8 @@ class MemoryTables:
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[tuple[object, ...], dict[str, Any]]] = {name: {} for name in ALL}
-        self._index: dict[str, dict[object, dict[tuple[object, ...], dict[str, Any]]]] = {
-            name: {} for name in _INDEXED
+        self._index: dict[tuple[str, str], dict[object, dict[tuple[object, ...], dict[str, Any]]]] = {
+            (name, column): {} for name, columns in _INDEXED.items() for column in columns
         }
 
     def get(self, table: str, *key: object) -> Row | None:
@@ -178,8 +183,8 @@ class MemoryTables:
         if key in self._rows[table]:
             raise BrokenRegistry(f"a new row of {table}", "one that is there already", "Run `efface verify`.")
         made = self._rows[table][key] = {**dict.fromkeys(ALL[table].columns), **row}
-        if table in _INDEXED:
-            self._index[table].setdefault(made[_INDEXED[table]], {})[key] = made
+        for column in _INDEXED.get(table, ()):
+            self._index[table, column].setdefault(made[column], {})[key] = made
 
     def fill(self, table: str, rows: Iterable[Row]) -> None:
         """See `Tables`."""
@@ -193,23 +198,26 @@ class MemoryTables:
 
     def update(self, table: str, key: tuple[object, ...], **changes: object) -> None:
         """See `Tables`."""
-        row, column = self._rows[table][key], _INDEXED.get(table)
-        if column in changes:
-            del self._index[table][row[column]][key]
-            self._index[table].setdefault(changes[column], {})[key] = row
+        row = self._rows[table][key]
+        for column in _INDEXED.get(table, ()):
+            if column in changes:
+                del self._index[table, column][row[column]][key]
+                self._index[table, column].setdefault(changes[column], {})[key] = row
         row.update(changes)
 
     def clear(self, table: str) -> None:
         """See `Tables`."""
         self._rows[table].clear()
-        self._index.get(table, {}).clear()
+        for column in _INDEXED.get(table, ()):
+            self._index[table, column].clear()
 
     def _among(self, table: str, where: Mapping[str, object]) -> Iterable[dict[str, Any]]:
         """The rows that can match."""
-        value = where.get(_INDEXED.get(table, ""))
-        if value is None or isinstance(value, (tuple, frozenset, set)):
-            return self._rows[table].values()
-        return self._index[table].get(value, {}).values()
+        for column in _INDEXED.get(table, ()):
+            value = where.get(column)
+            if value is not None and not isinstance(value, (tuple, frozenset, set)):
+                return self._index[table, column].get(value, {}).values()
+        return self._rows[table].values()
 
     def dump(self, table: str) -> dict[str, Row]:
         """Every row under its key as text, as `sql.SqlTables.dump` gives them."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 
 MAX_LINE_BYTES = 1_000_000
+MAX_FILE_BYTES = 2**34  # read one line at a time
+MAX_ARRAY_BYTES = 2**29  # held in memory at once
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,8 +37,9 @@ Record = tuple[int, Any]  # the number of its line or row, and parsed JSON or `B
 def read_file(path: Path) -> Iterator[Record]:
     """The records of ``path``, numbered by line (by row in a JSON array), in constant memory but for arrays.
 
-    Raises :class:`DataError` for a file that cannot be read or is not UTF-8.
+    Raises :class:`DataError` for a file that cannot be read or is not UTF-8, and as `require_file` does.
     """
+    require_file(path)
     try:
         if path.suffix.lower() == ".csv":
             yield from _csv(path)
@@ -46,6 +51,32 @@ def read_file(path: Path) -> Iterator[Record]:
         raise DataError([f"{path}: cannot be read: {error.strerror}. Expected a JSONL file"]) from None
 
 
+def require_file(path: Path, most: int = MAX_FILE_BYTES) -> None:
+    """Raise :class:`DataError` for a device, a pipe (reading may never end) or a file beyond ``most`` bytes.
+
+    What is not there, or not to be looked at, is for reading it to say.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise DataError(
+            [f"{path}: expected a regular file, found a device or a pipe: write the rows to a file"]
+        )
+    if stat.S_ISREG(status.st_mode) and status.st_size > most:
+        raise DataError([f"{path}: expected at most {most} bytes, found {status.st_size}: split the file"])
+
+
+def _open(path: Path) -> BinaryIO:
+    """``path`` for reading, without waiting where it has turned into a pipe; and then it is none to be read."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise DataError([f"{path}: expected a regular file, found something else"])
+
+
 def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in _lines(path):
         if isinstance(line, Bad):
@@ -55,8 +86,11 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 
 def _array(path: Path) -> Iterator[Record]:
+    require_file(path, MAX_ARRAY_BYTES)
+    with _open(path) as file:
+        data = file.read()
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError([f"{path}: not JSON{where}: expected one array of objects"]) from None
@@ -91,7 +125,7 @@ def _whole_lines(path: Path) -> Iterator[str]:
 def _lines(path: Path) -> Iterator[tuple[int, str | Bad]]:
     """Each line without its end. No more than `MAX_LINE_BYTES` of one are ever held."""
     start = 0
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number in count(1):
             line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
@@ -124,5 +158,5 @@ def _parsed(line: str) -> object:
 
 
 def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with _open(path) as file:
         return file.read(4096).removeprefix(_BOM).lstrip()[:1]

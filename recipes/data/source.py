@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from ..errors import DataError
-from .files import Record, read_file
+from .files import Record, read_file, require_file
 
 # The spelling of huggingface_hub's `HfFileSystem`; without its prefix, that of `datasets.load_dataset`.
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -44,6 +44,8 @@ class Source:
         if self.path is None or self.path.is_dir() or self.path.suffix.lower() in _COLUMNAR:
             from .hub import read_dataset
 
+            if self.path is not None:
+                require_file(self.path)
             return read_dataset(self)
         return read_file(self.path)
 

@@ -89,7 +89,7 @@ def test_a_bug_is_not_dressed_up(error: Exception) -> None:
 )
 def test_what_the_system_refuses_is_a_message(number: int, said: str) -> None:
     code, err = stopped(OSError(number, os.strerror(number), "/registry/vault/x"))
-    assert (code, said in err, "/registry/vault/x" in err) == (1, True, True)
+    assert (code, said in err, "/registry/vault/x" in err) == (2, True, True)
     assert said in stopped(OSError(number, os.strerror(number)))[1]
 
 

@@ -5,26 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compaction_kit import WHO, WHY, answered, recipe
+from compaction_kit import WHO, WHY, answered, drawn, recipe, sealed
 from lifecycle_kit import rejected
 from registry_kit import contents
 
-from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests
+from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests, return_to
 from efface.recipes.errors import RequestError
-from efface.recipes.release import composition_without
+from efface.recipes.release import composition_without, sealed_rendering
 from efface.recipes.repair import Repaired, plan_repair, repair
+from efface.recipes.unmeasured import UNMEASURED
 from efface.registry import (
     Adapter,
     Conflict,
     Registry,
+    activate_release,
     active_release,
     adapter_for_request,
     compose,
+    create_release,
     get_adapter,
     get_request,
     history,
     plan_removal,
+    record_audit,
     shred_request,
+    step_request,
     verify,
 )
 
@@ -214,4 +219,65 @@ def _audit(reg: Registry, bench: Bench, left: Any):
     report = audit_composition(
         bench, left, folder, known.requests, active=known.active, recipe=recipe(), label="left"
     )
-    return record(reg, left, report, recipe(), "ana")
+    return record(reg, left, report, recipe(), "ana", measured=known.active)
+
+
+def test_of_the_bare_base_nothing_came_back(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]]
+) -> None:
+    """Its audit says that nothing was measured, and has no findings."""
+    (one, _), _ = two
+    add_requests(reg, "prod", [one], bench, recipe(), **WHY)
+    shred_request(reg, one, **WHO)
+    assert remove_requests(reg, "prod", [one], bench, recipe(), **WHY).audit.suite == UNMEASURED
+    assert plan_repair(reg, "prod").requests == ()
+
+
+def test_a_withdrawn_request_in_the_stack_is_named_before_anything_is_trained(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]]
+) -> None:
+    gate, worst, best = came_back(reg, bench, two)
+    pull_back(reg, "scratch")
+    for request in (worst, best):
+        step_request(reg, request, "WITHDRAWN", reason="asked again", **WHO)
+        before = contents(reg.root)
+        with pytest.raises(RequestError, match=f"{request} is WITHDRAWN"):
+            repair(reg, "prod", bench, gate, **WHY)
+        assert contents(reg.root) == before
+
+
+def pull_back(reg: Registry, channel: str) -> None:
+    """Serve the bare base there, so that its requests may be withdrawn."""
+    served = active_release(reg, channel).composition
+    bare = compose(served.base, served.quantization, [])
+    made = create_release(reg, channel, bare, rendered=None, **WHY)
+    proof = record_audit(
+        reg, composition=bare.digest, precision=bare.quantization, suite="quick/1", seed=0, verdict="pass",
+        report=b"{}", environment={}, **WHO,
+    )  # fmt: skip
+    activate_release(reg, channel, made.version, audit=proof.digest, approved_by="ben")
+
+
+def test_an_approximate_rendering_is_served_again_as_it_was_sealed(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]], tmp_path: Path
+) -> None:
+    """Another machine may round it otherwise; what is carried by an audit of before is what that audit measured."""
+    requests = [request for request, _ in two]
+    first = add_requests(reg, "prod", requests, bench, recipe(), render="svd:2", **WHY).release
+    digest = first.composition.digest
+    other = sealed(
+        reg, bench, drawn(bench, tmp_path / "elsewhere", 9), requests,
+        kind="rendered", facts={"composition": digest}, error_bound="0.5",
+    )  # fmt: skip
+    assert other.digest != first.rendered
+    for request in requests:
+        shred_request(reg, request, **WHO)
+    remove_requests(reg, "prod", requests, bench, recipe(), **WHY)
+    again = return_to(reg, "prod", 1, bench, recipe(), **WHY)
+    assert (again.report, again.release.composition, again.release.state) == (
+        None,
+        first.composition,
+        "ACTIVE",
+    )
+    served = sealed_rendering(reg, first.composition)
+    assert served is not None and again.release.rendered == served.digest

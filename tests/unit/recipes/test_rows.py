@@ -1,6 +1,7 @@
 """Rows are read from every documented format, or refused by file and line without a word of their text."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from cli_kit import jsonl
 
 from efface.recipes.data import Row, read_rows
-from efface.recipes.data.files import MAX_LINE_BYTES
+from efface.recipes.data.files import MAX_ARRAY_BYTES, MAX_FILE_BYTES, MAX_LINE_BYTES
 from efface.recipes.errors import DataError
 
 CANARY = "zebra-zeppelin"  # stands in every text of a bad row; no message may hold it
@@ -247,6 +248,30 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_rows(tmp_path, answers_required=True)
     with pytest.raises(DataError, match="No such file"):
         read_rows(tmp_path / "absent.jsonl", answers_required=True)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet"])
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str) -> None:
+    """A pipe that nobody writes to, and a device that has no end."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="expected a regular file, found a device or a pipe"):
+        read_rows(tmp_path / name, answers_required=True)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="expected a regular file"):
+        read_rows(tmp_path / name, answers_required=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("rows.jsonl", MAX_FILE_BYTES), ("rows.csv", MAX_FILE_BYTES), ("rows.json", MAX_ARRAY_BYTES)],
+)
+def test_a_file_beyond_the_limit_is_refused_by_its_size(tmp_path: Path, name: str, most: int) -> None:
+    path = tmp_path / name
+    path.write_text("[")
+    os.truncate(path, most + 1)  # sparse
+    with pytest.raises(DataError, match=f"expected at most {most} bytes, found {most + 1}"):
+        read_rows(path, answers_required=True)
 
 
 def test_a_huge_line_is_refused_by_its_size(tmp_path: Path) -> None:

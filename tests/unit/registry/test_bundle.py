@@ -20,6 +20,7 @@ from efface.registry import (
     NotFound,
     Registry,
     bundle_members,
+    bundle_summary,
     bundle_zip,
     close_request,
     compose,
@@ -286,6 +287,14 @@ def test_the_rule_of_a_channel_goes_with_it_and_is_held_to(told: Registry, tmp_p
         assert found.ok
         ruled = [line for line in member(path, "ledger.json")["events"] if "channel.ruled" in str(line)]
         assert len(ruled) == 1
+        (rule,) = found.facts["channels"]
+        assert (rule["channel"], rule["two_person"], rule["by"]) == ("prod", True, "cleo")
+        page = _page(path)
+        assert "four eyes" in page and bundle_summary.TWO_PERSON in page and "canary" not in page
+    rule_channel(told, "prod", two_person=False, reason="one desk", actor="cleo")
+    export(told, tmp_path / "given-up.zip")
+    assert verify_bundle(tmp_path / "given-up.zip").ok
+    assert bundle_summary.ONE_PERSON in _page(tmp_path / "given-up.zip")
 
 
 def test_a_failed_audit_is_not_left_out(told: Registry, tmp_path: Path) -> None:
@@ -439,7 +448,7 @@ def test_the_words_of_the_summary_belong_to_the_version(told: Registry, tmp_path
     assert hashlib.sha256(page.encode()).hexdigest() == GOLDEN
 
 
-GOLDEN = "5c0175074c4edb75fb7f1bf8304b1167cd2936bbd0b4b88f3ca5d43278d27b5d"
+GOLDEN = "a225f939981210ae696dd2a1b4290f005e192c4be3e6898d91e1dbc7a9912b3c"
 
 
 def test_a_zip_has_one_spelling(tmp_path: Path) -> None:

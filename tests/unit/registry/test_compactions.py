@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from lifecycle_kit import rejected, state
-from registry_kit import BASE, answered, ask, audited, lora, release, seal, stack
+from registry_kit import BASE, answered, ask, audited, contents, lora, release, seal, stack
 
 from efface.registry import (
     Adapter,
@@ -138,6 +138,28 @@ def test_what_it_is_made_from_is_checked(
     folder = lora(tmp_path / "bad", 70)
     call = lambda: seal(reg, folder, [request], kind="consolidated", facts=facts)  # noqa: E731
     rejected(reg, InvalidInput, call)
+
+
+def test_an_original_does_not_go_in_twice(reg: Registry, four: Pairs, tmp_path: Path) -> None:
+    inner = compaction(reg, tmp_path, adapters(four[:2]))
+    before = contents(reg.root)
+    with pytest.raises(InvalidInput, match="each original once"):
+        compaction(reg, tmp_path, [inner, four[0][1]], 51)
+    assert contents(reg.root) == before
+
+
+def test_a_weight_by_which_it_would_not_come_apart(reg: Registry, four: Pairs, tmp_path: Path) -> None:
+    """A request has to be able to leave: the weights of the originals are products, of at most 18 digits."""
+    weights = {adapter.digest: "0.1234567890123" for _, adapter in four[:2]}
+    made = compaction(reg, tmp_path, adapters(four[:2]), facts={"made_from": weights})
+    for weight, fits in (("0.1234567890123", False), ("0.125", True)):
+        composition = compose(BASE, "nf4", [(made.digest, weight)])
+        if fits:
+            release(reg, composition)
+            assert plan_removal(reg, "prod", [four[0][0]]).parts[0].weight == "0.0154320986265375"
+            continue
+        with pytest.raises(InvalidInput, match="Round it"):
+            create_release(reg, "prod", composition, rendered=None, reason="r", actor="ana")
 
 
 def test_its_requests_are_those_of_its_originals(reg: Registry, four: Pairs, tmp_path: Path) -> None:

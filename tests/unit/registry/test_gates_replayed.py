@@ -11,12 +11,17 @@ from tamper_kit import forge
 
 from efface.registry import (
     BrokenRegistry,
+    Conflict,
+    GateFailed,
     Registry,
+    activate_release,
+    approve_release,
     bundle_summary,
     compose,
     create_release,
     ledger,
     log,
+    plan_removal,
     rebuild,
     shred_request,
     step_request,
@@ -56,6 +61,55 @@ def test_a_release_approved_on_such_an_audit(reg: Registry, tmp_path: Path, kind
     create_release(reg, "prod", stack([adapter]), rendered=None, reason="r", actor="ana")
     forge(reg, moved("approved", audit=audited(reg, stack([adapter]), **changes).digest))
     caught(reg, match)
+
+
+def test_a_release_approved_on_an_audit_that_passed_over_a_request(reg: Registry, tmp_path: Path) -> None:
+    (one, first), (two, second) = (answered(reg, tmp_path, seed) for seed in (1, 2))
+    made = stack([first, second])
+    create_release(reg, "prod", made, rendered=None, reason="r", actor="ana")
+    lacking = audited(reg, made, requests=[one]).digest
+    before = log(reg)
+    for act in (
+        lambda: activate_release(reg, "prod", 1, audit=lacking, approved_by="ben"),
+        lambda: approve_release(reg, "prod", 1, audit=lacking, approved_by="ben"),
+    ):
+        with pytest.raises(GateFailed, match=f"passed over {two}"):
+            act()
+    assert log(reg) == before
+    forge(reg, moved("approved", audit=lacking))
+    caught(reg, f"passed over {two}")
+
+
+def test_an_audit_names_those_that_have_rows_and_more_if_it_likes(reg: Registry, tmp_path: Path) -> None:
+    pairs = [answered(reg, tmp_path, seed) for seed in (1, 2, 3)]
+    (one, first), (two, second), (three, _) = pairs
+    release(reg, stack([first]))
+    shred_request(reg, one, actor="ana")
+    made = stack([first, second])
+    create_release(reg, "prod", made, rendered=None, reason="r", actor="ana")
+    measured = audited(reg, made, requests=[two, three]).digest
+    activate_release(reg, "prod", 2, audit=measured, approved_by="ben")
+    shred_request(reg, two, actor="ana")
+    bare = compose(BASE, "nf4", [])
+    create_release(reg, "prod", bare, rendered=None, reason="r", actor="ana")
+    activate_release(reg, "prod", 3, audit=audited(reg, bare, requests=[]).digest, approved_by="ben")
+    assert not verify(reg).problems
+    assert {row["state"] for row in facts.facts(log(reg), {})["requests"]} == {"REOPENED", "TRAINED"}
+
+
+def test_a_removal_is_not_let_through_by_an_audit_that_passed_over_who_stays(
+    reg: Registry, tmp_path: Path
+) -> None:
+    below, first = answered(reg, tmp_path, 1)
+    release(reg, stack([first]))
+    top = ask(reg)
+    second = seal(reg, lora(tmp_path / "top", 2), [top], trained_on=stack([first]).digest)
+    release(reg, stack([first, second]))
+    audited(reg, stack([second]), requests=[])
+    with pytest.raises(Conflict, match="trained on"):
+        plan_removal(reg, "prod", [below])
+    audited(reg, stack([second]), requests=[top])
+    assert plan_removal(reg, "prod", [below]) == stack([second])
 
 
 def test_a_release_approved_on_no_audit(reg: Registry, tmp_path: Path) -> None:

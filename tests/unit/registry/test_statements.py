@@ -8,7 +8,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.registry import InvalidInput, RegistryError, canonical, digest_bytes, digest_json, dsse, signing
+from efface.registry import (
+    InvalidInput,
+    RegistryError,
+    approvals,
+    canonical,
+    digest_bytes,
+    digest_json,
+    dsse,
+    signing,
+)
 from efface.registry import statements as st_
 from efface.registry.statements import audit_result, parse_statement, provenance
 
@@ -106,6 +115,22 @@ def test_what_is_not_known_is_left_out() -> None:
     assert definition["buildType"].endswith("#rendered-v1")
     assert set(definition) == {"buildType", "externalParameters", "resolvedDependencies"}
     assert [item["name"] for item in definition["resolvedDependencies"]] == ["base", "composition"]
+
+
+def test_a_compaction_names_what_it_was_made_from() -> None:
+    made_from = {digest_bytes(b"two"): "0.5", digest_bytes(b"one"): "1"}
+    manifest = {**MANIFEST, "kind": "consolidated", "trained_on": None, "facts": {"made_from": made_from}}
+    statement = provenance(manifest, digest_json(manifest), builder=BUILDER)
+    _, *originals = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert originals == [
+        {"name": "made_from", "digest": hexed(one), "annotations": {"weight": made_from[one]}}
+        for one in sorted(made_from)
+    ]
+    parse_statement(canonical(statement))
+    approvals.check("adapter", manifest, canonical(statement))
+    del originals[0]["annotations"]
+    with pytest.raises(RegistryError):
+        approvals.check("adapter", manifest, canonical(statement))
 
 
 def test_an_audit_as_a_test_result_has_the_published_names() -> None:
