@@ -50,6 +50,12 @@ def run(
             "what goes. Repeatable.",
         ),
     ] = None,
+    drop_repairs: Annotated[
+        bool,
+        typer.Option(
+            "--drop-repairs", help="With --without: also less the repairs that were trained on what goes."
+        ),
+    ] = False,
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
     ] = None,
@@ -80,6 +86,8 @@ def run(
         raise typer.BadParameter("expected either --release CHANNEL or --adapter DIR")
     if less and release is None:
         raise typer.BadParameter("--without needs --release CHANNEL")
+    if drop_repairs and not less:
+        raise typer.BadParameter("--drop-repairs needs --without REQUEST")
     if suite not in SUITES:
         raise typer.BadParameter(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
     if adapter is not None and forget is None:
@@ -88,7 +96,7 @@ def run(
     with progress() as bars:
         if release is not None:
             with Registry.open(registry) as reg:
-                measured = _measured(reg, release, less or [])
+                measured = _measured(reg, release, less or [], drop_repairs)
                 bars.phase("Loading the base")
                 report, record = measure_release(
                     reg, measured, open_bench(model, chosen), chosen, actor, bars
@@ -139,7 +147,7 @@ def _require_requests(release: Release) -> None:
         )
 
 
-def _measured(reg: Registry, channel: str, less: list[str]) -> Measured:
+def _measured(reg: Registry, channel: str, less: list[str], drop_repairs: bool) -> Measured:
     """What is to be audited, checked before the base is loaded."""
     from ..recipes.release import composition_without, requests_in
 
@@ -149,8 +157,9 @@ def _measured(reg: Registry, channel: str, less: list[str]) -> Measured:
     watched = requests_in(reg, release.composition)
     if not less:
         return Measured(release.composition, watched, label, release.rendered)
-    left = composition_without(reg, release.composition, less)
-    return Measured(left, watched, f"{label} without {', '.join(sorted(set(less)))}")
+    left = composition_without(reg, release.composition, less, drop_repairs=drop_repairs)
+    named = ", ".join([*sorted(set(less)), *(["what repaired it"] if drop_repairs else [])])
+    return Measured(left, watched, f"{label} without {named}")
 
 
 def _of_adapter(

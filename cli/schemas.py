@@ -91,7 +91,8 @@ VERBS: dict[str, Any] = {
 
 def schema_of(verb: str) -> dict[str, Any]:
     """The schema of one verb's output, whole, with its dialect. KeyError for an unknown verb."""
-    return {"$schema": DIALECT, **document()["$defs"][verb], "$defs": document()["$defs"]}
+    named = document()["$defs"]
+    return {"$schema": DIALECT, **named[verb], "$defs": named}
 
 
 def document() -> dict[str, Any]:

@@ -180,14 +180,16 @@ def return_to(
     )
 
 
-def composition_without(registry: Registry, composition: Composition, requests: Sequence[str]) -> Composition:
+def composition_without(
+    registry: Registry, composition: Composition, requests: Sequence[str], *, drop_repairs: bool = False
+) -> Composition:
     """What removing ``requests`` would leave, whether or not it may be released yet: for an audit of that.
 
-    Raises `RequestError` for a request that is not in it, that shares an adapter with one that stays, or when
-    nothing would be left to measure.
+    ``drop_repairs`` is what it is for `remove_requests`. Raises `RequestError` for a request that is not in it, that
+    shares an adapter with one that stays, or when nothing would be left to measure.
     """
     try:
-        left = plan_without(registry, composition, requests).composition
+        left = plan_without(registry, composition, requests, drop_repairs=drop_repairs).composition
     except InvalidInput as error:
         raise RequestError(str(error)) from None
     if not left.parts:

@@ -39,7 +39,7 @@ def removal(
     if not removing or removing - held:
         known = [row["id"] for row in db.find("forget_request", id=frozenset(removing - held))]
         came = ", ".join(known) or ("unknown ids" if removing else "none")
-        raise InvalidInput(f"requests in it ({', '.join(sorted(held))})", came, "Name some of them.")
+        raise InvalidInput(f"requests of the release ({', '.join(sorted(held))})", came, "Name some of them.")
     parts = [kept for part in composition.parts for kept in compactions.left_of(db, part, set(removing))]
     left = compositions.compose(composition.base, composition.quantization, parts, composition.render)
     dropped: set[str] = set()

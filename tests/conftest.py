@@ -10,9 +10,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 from blob_kit import s3  # noqa: F401 - fixtures
 from registry_backends import any_reg, backend, postgres, postgres_server, quiet_vault, s3_server  # noqa: F401
+
+# A law is about what comes out: how long one example takes is the machine's affair.
+hypothesis.settings.register_profile("efface", deadline=None)
+hypothesis.settings.load_profile("efface")
 
 WORDS = "who wrote what is the capital of a in and author play city hamlet macbeth paris tokyo rowling potter"
 CHAT_TEMPLATE = (

@@ -271,7 +271,7 @@ BOUND: dict[str, tuple[Arguments, str]] = {
     ),
     "a request that is not in the release": (
         lambda at: [*("release", "rollback", "prod", "--remove", "req-000002", "--reason", "x"), *at.using()],
-        "requests of prod (req-000001); got req-000002",
+        "requests of the release (req-000001); got req-000002",
     ),
     "a request that is in the release": (
         lambda at: ["release", "create", "prod", "--add", "req-000001", *at.using()],
@@ -353,7 +353,7 @@ MODELS = {
     "file": "no model at",
     "truncated-model": "does not load as a causal language model",
     "strange-model": "does not load as a causal language model",
-    "broken-config": "does not load as a causal language model",
+    "broken-config": "config.json: expected a JSON object",
 }
 
 

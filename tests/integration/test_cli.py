@@ -448,6 +448,7 @@ def test_a_stack_whose_requests_are_all_shredded_can_be_rolled_back(never: Place
     """To what passed before, and to the bare base; to nothing that nobody could look at."""
     at = never.copied(tmp_path / "registry")
     at.ask(*opening(at, "two"))
+    decide(at, TWO)
     at.work("unlearn", TWO)
     assert at.work("release", "create", "prod", "--add", TWO, recipe="strict").json["state"] == "CANDIDATE"
     assert at.work("release", "create", "canary", "--add", TWO).json["state"] == "ACTIVE"

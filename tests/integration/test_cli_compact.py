@@ -102,6 +102,11 @@ def test_who_came_back_is_repaired_and_leaves_with_its_repair(place: Path, tiny_
     words = ("release", "rollback", "prod", "--remove", ONE, "--reason", "settled")
     refused = efface(*words, *using(place, tiny_llama), "--registry", home)
     assert (refused.code, "--drop-repairs" in refused.err) == (2, True)
+    look = ("audit", "run", "--release", "prod", "--without", ONE, "--drop-repairs")
+    seen = checked(home, *look, *using(place, tiny_llama))
     back = checked(home, *words, "--drop-repairs", *using(place, tiny_llama))
     assert back["requests"] == [TWO]
     assert len(back["composition"]["parts"]) == 1
+    assert seen["report"]["digests"]["composition"] == back["composition"]["digest"]
+    alone = efface("audit", "run", "--release", "prod", "--drop-repairs", *using(place, tiny_llama))
+    assert (alone.code, "--drop-repairs needs --without" in " ".join(alone.err.split())) == (2, True)

@@ -82,15 +82,17 @@ def test_a_checkpoint_is_made_listed_and_proven(shell: Shell) -> None:
     public = (shell.folder / "log.pub").read_text()
     head = verify_note(made.out, [("example.com/log", public)], "example.com/log")
     with Registry.open(shell.registry) as reg:
-        assert head.tree_size == len(log(reg))
+        *covered, signed = log(reg)
+    assert (head.tree_size, signed.kind) == (len(covered), "checkpoint.signed")
     assert shell("checkpoint", "create", *key).out == made.out
     (listed,) = shell.json("checkpoint", "list")
     assert (listed["root"], listed["note"]) == (head.root, made.out)
-    proof = shell.json("checkpoint", "prove", "--event", 2)
+    size = ("--size", head.tree_size)
+    proof = shell.json("checkpoint", "prove", "--event", 2, *size)
     assert (proof["root"], proof["seq"]) == (head.root, 2)
     grown = shell.json("checkpoint", "prove", "--from", 2, "--size", 5)
     assert (grown["first"], grown["tree_size"]) == (2, 5)
-    assert f"root         {head.root}" in shell("checkpoint", "prove", "--event", 2).out
+    assert f"root         {head.root}" in shell("checkpoint", "prove", "--event", 2, *size).out
     verified = shell("verify")
     assert verified.code == 0
     for wrong in ((), ("--event", 1, "--from", 1), ("--event", 99), ("--from", 9, "--size", 3)):

@@ -1,11 +1,14 @@
 """`release create --render` from end to end: what is sealed, what is audited, what a rollback restores."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_kit import FORGET, RETAIN, SECOND, checked, efface, jsonl, recipe_file
 from registry_kit import contents
+from transformers import AutoModelForCausalLM
 
 from efface.adapters import Part, read_adapter
 from efface.adapters.compress import compress
@@ -112,3 +115,45 @@ def test_what_cannot_be_rendered_changes_nothing(
         name: found for name, found in contents(home / "registry").items() if not name.startswith("cache")
     }
     assert after == {name: found for name, found in before.items() if not name.startswith("cache")}
+
+
+def test_evidence_of_an_approximate_release_and_its_rollback_is_checked_elsewhere(
+    home: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Served at rank 1, one taken off, exported and verified without the registry: each step by a user's command."""
+    registry = home / "registry"
+    create(home, tiny_llama, "shown", ONE, TWO, render="svd:1")
+    why = ("--reason", "due", *using(home, tiny_llama))
+    back = checked(registry, "release", "rollback", "shown", "--remove", ONE, *why)
+    assert (back["requests"], back["composition"]["render"]) == ([TWO], "svd:1")
+    verified = checked(registry, "verify", "--deep")
+    assert verified["problems"] == []
+    for about in ("shown", TWO):
+        file = tmp_path / f"{about}.efface.zip"
+        made = checked(registry, "bundle", "export", about, "--out", file)
+        found = checked(None, "bundle", "verify", file)
+        assert (found["ok"], found["problems"], found["digest"]) == (True, [], made["digest"])
+        assert found["id"] == about
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_a_channel_is_merged_stored_quantized_and_audited_as_that(
+    home: Path, tiny_llama: Path, tmp_path: Path, form: str
+) -> None:
+    registry, out = home / "registry", tmp_path / "merged"
+    create(home, tiny_llama, f"merge-{form}", ONE, TWO)
+    merge = ("merge", f"merge-{form}", "--out", out, "--requantize", form, *using(home, tiny_llama))
+    done = checked(registry, *merge)
+    assert (done["requantized"], done["precision"], done["verdict"]) == (form, form, "pass")
+    audit = checked(registry, "audit", "show", done["audit"])
+    assert (audit["precision"], audit["requests"]) == (form, [ONE, TWO])
+    assert json.loads((out / "efface_merge.json").read_text())["requantized"] == form
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert getattr(model, f"is_loaded_in_{'4bit' if form == 'nf4' else '8bit'}")
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+    never = tmp_path / "never"
+    other = ("--out", never, "--requantize", form, "--precision", "bf16", *using(home, tiny_llama))
+    refused = efface("merge", f"merge-{form}", *other, "--registry", registry)
+    assert (refused.code, refused.out, never.exists()) == (2, "", False)
+    assert f"expected an audit at {form}" in refused.err
+    assert checked(registry, "verify", "--deep")["problems"] == []
