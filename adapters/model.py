@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .errors import ModelError
+from .errors import ModelError, is_out_of_memory
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
@@ -113,7 +113,12 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except _BROKEN as error:
+    except (*_BROKEN, MemoryError) as error:
+        if is_out_of_memory(error):
+            smaller = "" if quantization == "nf4" else "take quantization nf4, or "
+            raise ModelError(
+                f"out of memory loading {path} at {quantization}: {smaller}close what else uses memory"
+            ) from error
         raise ModelError(f"{path} does not load as a causal language model: {error}") from error
     if missing := sorted(info["missing_keys"]):
         # transformers fills them with random numbers and goes on.

@@ -309,3 +309,14 @@ def test_canary_bitsandbytes_still_spoils_nf4_without_the_guard(packable: Path, 
     model.state_dict()  # and this unpacks
     assert state_digest(model) != fresh
     assert not torch.equal(logits(model.train()), untouched)
+
+
+def test_too_little_memory_is_not_a_broken_model(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's allocator says so with a RuntimeError, as do files that are no model."""
+
+    def exhausted(*_: object, **__: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", exhausted)
+    with pytest.raises(ModelError, match=r"out of memory loading .* at bf16: take quantization nf4"):
+        load_base(tiny_llama, "bf16")
