@@ -195,8 +195,8 @@ def reaches(loss: Tensor, weights: Iterable[Tensor]) -> bool:
     learning = [weight for weight in weights if weight.requires_grad]
     if not loss.requires_grad or not learning:
         return False
-    found = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
-    grads = [gradient for gradient in found if gradient is not None]
+    found: Any = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+    grads = [gradient for gradient in found if gradient is not None]  # None: the loss does not depend on it
     return bool(grads) and bool(torch.nn.utils.get_total_norm(grads) > 0)
 
 
