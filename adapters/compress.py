@@ -15,7 +15,7 @@ the machine's LAPACK; its digest names what was made, and ``Compressed.error`` w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,11 +58,12 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Svd:
-    """A module's delta as ``u·diag(s)·vᵀ``: (out, k), (k,), (k, in) float64."""
+    """A module's delta as ``u·diag(s)·v``: (out, k), (k,), (k, in) float64. ``left``: Σ s² of what is not in it."""
 
     u: Tensor
     s: Tensor
     v: Tensor
+    left: float = 0.0
 
 
 def compress(
@@ -89,7 +90,7 @@ def reduced(stack: Stack, *, rank: int | None = None, error: float | None = None
     found, total = _decomposed(stack, rank)
     ranks = _allotted({name: svd.s for name, svd in found.items()}, total, error)
     kept = {name: factors(found[name], ranks[name]) for name in sorted(ranks) if ranks[name]}
-    lost = math.sqrt(squared_distance(stack, kept) / total)
+    lost = math.sqrt(sum(_lost(svd, ranks[name]) for name, svd in found.items()) / total)
     if error is not None and lost > error + 1e-6:
         raise CompositionError(
             f"expected an error of at most {error:g}, got {lost:.4g} at rank {rank}; allow more rank, or more error"
@@ -112,24 +113,36 @@ def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, Svd], float]:
         read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
         for name in sorted(stack.modules):
             a, b = read(a_key(name)).double(), read(b_key(name)).double()
-            svd = svd_of(b, a)
-            total += float(svd.s.square().sum())
-            most = min(len(svd.s), rank or len(svd.s))
-            found[name] = Svd(svd.u[:, :most].clone(), svd.s[:most].clone(), svd.v[:most].clone())
-    if total == 0.0:
+            svd = svd_of(b, a, rank)
+            total += float(svd.s.square().sum()) + svd.left
+            found[name] = svd
+    if not any(len(svd.s) for svd in found.values()):
         raise CompositionError(
             "expected a composition that changes something, got zero; there is nothing to keep"
         )
     return found, total
 
 
-def svd_of(b: Tensor, a: Tensor) -> Svd:
-    """Of ``b @ a``, without forming it; directions that are rounding only are left out."""
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
+def svd_of(b: Tensor, a: Tensor, most: int | None = None) -> Svd:
+    """Of ``b @ a``, without forming it: its ``most`` largest directions, those left out that are rounding only."""
+    (q_b, r_b), (q_a, r_a) = _qr(b), _qr(a.T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     live = int((s > _NOISE * r_b.norm() * r_a.norm()).sum())
-    return signed(q_b @ u[:, :live], s[:live], v[:live] @ q_a.T)
+    kept = min(live, live if most is None else most)
+    found = signed(q_b(u[:, :kept]), s[:kept].clone(), q_a(v[:kept].T).T)
+    return replace(found, left=float(s[kept:].square().sum()))
+
+
+def _qr(matrix: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Q as the product with it, and R: Q is never formed, which costs as much as the decomposition itself."""
+    reflectors, tau = torch.geqrf(matrix)
+    size = len(tau)
+
+    def product(columns: Tensor) -> Tensor:
+        below = columns.new_zeros(matrix.shape[0] - size, columns.shape[1])
+        return torch.ormqr(reflectors[:, :size], tau, torch.cat([columns, below]))
+
+    return product, reflectors[:size].triu()
 
 
 def signed(u: Tensor, s: Tensor, v: Tensor) -> Svd:
@@ -162,8 +175,24 @@ def factors(svd: Svd, rank: int) -> tuple[Tensor, Tensor]:
     return (root[:, None] * svd.v[:rank]).float(), (svd.u[:, :rank] * root).float()
 
 
+def _lost(svd: Svd, rank: int) -> float:
+    """‖B'A' - BA‖² of a module cut to ``rank``, and rounded to float32, as `factors` does.
+
+    What is cut and what is rounded are orthogonal, but for products of two roundings: no second look at BA is needed.
+    """
+    root = svd.s[:rank].sqrt()
+    exact_a, exact_b = root[:, None] * svd.v[:rank], svd.u[:, :rank] * root
+    near_a, near_b = (side.double() for side in factors(svd, rank))
+    b, a = torch.cat([near_b - exact_b, near_b], dim=1), torch.cat([exact_a, near_a - exact_a])
+    r_b, r_a = (torch.linalg.qr(side, mode="r").R for side in (b, a.T))
+    return svd.left + float(svd.s[rank:].square().sum()) + float((r_b @ r_a.T).square().sum())
+
+
 def relative_error(stack: Stack, kept: Factors) -> float:
-    """‖B'A' - BA‖ / ‖BA‖ over all modules, rounding included. Raises `CompositionError` when ``stack`` sums to zero."""
+    """‖B'A' - BA‖ / ‖BA‖ over all modules, rounding included, for any factors.
+
+    Raises `CompositionError` when ``stack`` sums to zero.
+    """
     if not (total := squared_distance(stack, {})):
         raise CompositionError(
             "expected a composition that changes something, got zero; there is nothing to keep"

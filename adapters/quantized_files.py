@@ -76,7 +76,7 @@ def config_of(precision: str) -> dict[str, Any]:
     ).to_dict()
 
 
-def shard_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+def shard_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """``tensors`` as a safetensors file, in pieces: widest dtypes first, so that each lies aligned."""
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -97,6 +97,6 @@ def shard_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
         yield raw_bytes(tensors[name])
 
 
-def raw_bytes(tensor: Tensor) -> bytes:
-    """The values of ``tensor`` in its own order."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The values of ``tensor`` in its own order, without a copy where they lie so: do not change it meanwhile."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ _ORDER = {name: position for position, name in enumerate(DTYPES)}
 _READ_SIZE = 1 << 20
 _WORTH_A_THREAD = 1 << 16
 """Bytes: hashing fewer takes less than handing them over."""
+_HELD = 16 << 20
+
+Chunk = bytes | memoryview
+"""Bytes of a file, in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ def digest_bytes(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def digest_chunks(chunks: Iterable[bytes]) -> str:
+def digest_chunks(chunks: Iterable[Chunk]) -> str:
     """``sha256:<hex>`` of the concatenation of ``chunks``."""
     with Hashing() as running:
         for chunk in chunks:
@@ -163,15 +168,17 @@ def digest_chunks(chunks: Iterable[bytes]) -> str:
 
 
 class Hashing:
-    """SHA-256 of chunks in a thread of its own, so that reading or writing the next one need not wait for it.
+    """SHA-256 of chunks in a thread of its own, so that reading or writing the next ones need not wait for it.
 
-    Chunks must not change once they are given; at most two are held. Close it, or use it in a ``with``.
+    Chunks must not change once they are given. Held are 16 MiB of them, or the last two: on a machine whose cores are
+    taken, every wait for the other thread costs a turn of the scheduler. Close it, or use it in a ``with``.
     """
 
     def __init__(self) -> None:
         self._state = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._held = 0
 
     def __enter__(self) -> Self:
         return self
@@ -179,23 +186,27 @@ class Hashing:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
 
-    def update(self, chunk: bytes | memoryview) -> None:
-        """Add ``chunk``: at once when it is small, else as soon as the one before is done."""
-        self._wait()
+    def update(self, chunk: Chunk) -> None:
+        """Add ``chunk``: at once when it is small and nothing waits, else when those before it are done."""
         if len(chunk) < _WORTH_A_THREAD:
+            self._wait(0)
             self._state.update(chunk)
-        else:
-            self._last = self._thread.submit(self._state.update, chunk)
+            return
+        self._wait(_HELD)
+        self._waiting.append((self._thread.submit(self._state.update, chunk), len(chunk)))
+        self._held += len(chunk)
 
     def digest(self) -> str:
         """``sha256:<hex>`` of everything given so far."""
-        self._wait()
+        self._wait(0)
         return f"sha256:{self._state.hexdigest()}"
 
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-            self._last = None
+    def _wait(self, most: int) -> None:
+        """Until at most ``most`` bytes are held."""
+        while self._waiting and self._held > most:
+            done, size = self._waiting.popleft()
+            done.result()
+            self._held -= size
 
 
 def digest_file(path: Path) -> str:
@@ -204,7 +215,7 @@ def digest_file(path: Path) -> str:
         return digest_chunks(iter(lambda: file.read(_READ_SIZE), b""))
 
 
-def write_atomic(path: Path, chunks: Iterable[bytes]) -> str:
+def write_atomic(path: Path, chunks: Iterable[Chunk]) -> str:
     """Write ``chunks`` to ``path`` whole or not at all (temp, fsync, rename), and return the digest.
 
     A file already at ``path`` is replaced. If ``chunks`` raises, ``path`` is as it was before.
@@ -228,7 +239,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _written(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _written(path: Path, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)

@@ -1,6 +1,7 @@
 """How fast adapters are stacked, compressed and merged on files, beside PEFT's `cat` in the same run.
 
-    python benchmarks/compose.py [--repeats N] [--folder DIR] [--model DIR] [--only stack,compress,merge] [--write]
+    python benchmarks/compose.py [--repeats N] [--folder DIR] [--model DIR] [--only stack,compress,merge]
+        [--write] [--results DIR]
 
 Synthetic rank-8 adapters on the 210 linear layers of SmolLM2-135M (30 layers; 576 wide, 1536 inside, 192 for keys and
 values), float32, Gaussian. Stacking writes the folder durably (fsync) and hashes every byte of input and output; PEFT's
@@ -8,7 +9,8 @@ values), float32, Gaussian. Stacking writes the folder durably (fsync) and hashe
 table gives it with and without `load_adapter` and `save_pretrained`. Merging is onto a sharded bfloat16 checkpoint of
 the same shapes (or --model), against `shutil.copyfile` of its files with and without an fsync of each. Every timing is
 taken in a process of its own, warm cache; peak memory is that process's.
-Prints a table and one JSON; with --write also benchmarks/results/compose-cpu.md and .json. Exit 1 for a missed target.
+Prints a table and one JSON; with --write also compose-cpu.md and .json in benchmarks/results (or --results). Exit 1 for
+a missed target.
 """
 
 import argparse
@@ -72,8 +74,9 @@ def main() -> int:
     print(table)
     print(json.dumps(found, indent=1))
     if given.write:
-        (RESULTS / "compose-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "compose-cpu.md").write_text(page(found, table))
+        given.results.mkdir(parents=True, exist_ok=True)
+        (given.results / "compose-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        (given.results / "compose-cpu.md").write_text(page(found, table))
     return 0 if all(found["met"].values()) else 1
 
 
@@ -197,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", help="a model folder to merge into; a synthetic one of the same shapes by default"
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder that --write writes to")
     parser.add_argument("--only", default="stack,compress,merge", help="some of stack,compress,merge")
     return parser.parse_args()
 
