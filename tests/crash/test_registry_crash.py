@@ -108,6 +108,20 @@ VERBS: dict[str, Callable[[Path], Any]] = {
     "close": close,
     "purge": purge,
 }
+# Fewer means that the watching has lost something. 859 points in all when this was written.
+STEPS = {
+    "create": 80,
+    "open_request": 30,
+    "first_request": 35,
+    "seal": 55,
+    "create_release": 40,
+    "activate": 90,
+    "roll_back": 100,
+    "extend": 24,
+    "shred": 50,
+    "close": 32,
+    "purge": 64,
+}
 ON_POSTGRES = {"create": 1, "open_request": 1, "seal": 1, "activate": 6, "shred": 1, "purge": 6}
 """Each statement, or every sixth of a long transaction: a new database for each point is what costs."""
 
@@ -260,7 +274,7 @@ def driven(*arguments: str) -> tuple[int, int]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_anywhere_it_opens_verifies_and_goes_on(verb: str) -> None:
     steps, timed = driven(verb)
-    assert steps >= 8
+    assert steps >= STEPS[verb]
     assert timed >= 1
 
 
