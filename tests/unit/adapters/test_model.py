@@ -162,10 +162,18 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
-def test_files_that_are_not_a_model_are_a_model_error(folder: Path, spoil: Callable[[Path], object]) -> None:
-    spoil(folder)
-    with pytest.raises(ModelError, match="does not load as a causal language model"):
+# What is said before transformers is asked.
+SAID = {
+    "config is cut": "expected a JSON object",
+    "config is a list": "expected a JSON object",
+    "config of a quantizer that is not here": "expected plain weights, or nf4 or int8 of bitsandbytes, got 'gptq'",
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_files_that_are_not_a_model_are_a_model_error(folder: Path, case: str) -> None:
+    SPOILED[case](folder)
+    with pytest.raises(ModelError, match=SAID.get(case, "does not load as a causal language model")):
         load_base(folder, "bf16")
 
 
