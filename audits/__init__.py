@@ -6,6 +6,7 @@ an auditor cannot edit the book that an audit is written into.
 """
 
 from .aggregate import aggregate
+from .attack import AttackKind, AttackResult, Point
 from .document import SCHEMA, AuditReport
 from .errors import AuditError, IncomparableError, MetricError, OutOfMemory, RecordError
 from .gates import Thresholds, check
@@ -28,6 +29,8 @@ from .types import Aggregate, Evaluation, Finding, Group, Interval, RowScore, ve
 __all__ = [
     "SCHEMA",
     "Aggregate",
+    "AttackKind",
+    "AttackResult",
     "AuditError",
     "AuditReport",
     "Evaluation",
@@ -38,6 +41,7 @@ __all__ = [
     "Method",
     "MetricError",
     "OutOfMemory",
+    "Point",
     "Probe",
     "RecordError",
     "RowScore",
