@@ -339,6 +339,25 @@ class RepairRecord(TypedDict):
     release: MeasuredRelease | None
 
 
+class BalancePlanRecord(TypedDict):
+    """The version, the requests that a balance holds down, those whose rows are gone, and balances it replaces."""
+
+    channel: str
+    version: int
+    requests: list[str]
+    shredded: list[str]
+    replaces: list[str]
+
+
+class BalanceRecord(TypedDict):
+    """`release balance`: `adapter` and `release` are what `--yes` made."""
+
+    done: bool
+    plan: BalancePlanRecord
+    adapter: str | None
+    release: MeasuredRelease | None
+
+
 class ModelPath(TypedDict):
     """`model fetch`."""
 

@@ -8,7 +8,7 @@ import typer
 
 from ..registry import Registry, active_release, get_adapter, get_request, history, parse_render
 from ..registry import plan_removal as plan
-from . import release_compact, release_steps, release_transfer
+from . import release_balance, release_compact, release_steps, release_transfer
 from .lookups import requests_of
 from .measured import measured_json, measured_text, report_released
 from .options import (
@@ -206,6 +206,7 @@ def history_(
 
 app.command("compact", epilog=release_compact.COMPACT_EXAMPLE)(release_compact.compact)
 app.command("repair", epilog=release_compact.REPAIR_EXAMPLE)(release_compact.repair)
+app.command("balance", epilog=release_balance.EXAMPLE)(release_balance.balance)
 app.command("approve", epilog=release_steps.APPROVE_EXAMPLE)(release_steps.approve)
 app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.activate)
 app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)

@@ -44,6 +44,7 @@ VERBS: dict[str, Any] = {
     "release rollback": things.MeasuredRelease,
     "release compact": things.MeasuredRelease,
     "release repair": acts.RepairRecord,
+    "release balance": acts.BalanceRecord,
     "release show": things.ReleaseRecord,
     "release history": list[things.ReleaseRecord],
     "release approve": things.ReleaseRecord,

@@ -9,7 +9,7 @@ is taken off too (`plan_removal(…, drop_repairs=True)`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -79,7 +79,7 @@ def plan_repair(registry: Registry, channel: str, version: int | None = None) ->
     Without ``version``, of the newest version that is a candidate, approved or active. Raises `RequestError` where
     nothing was audited, or there is no such version.
     """
-    release = get_release(registry, channel, version) if version else _newest(history(registry, channel))
+    release = repairable(registry, channel, version)
     composition = release.composition
     audits = [
         one for one in list_audits(registry, composition.digest) if one.precision == composition.quantization
@@ -186,8 +186,11 @@ def _rows(
     }
 
 
-def _newest(versions: Sequence[Release]) -> Release:
-    found = [release for release in versions if release.state in _REPAIRABLE]
+def repairable(registry: Registry, channel: str, version: int | None = None) -> Release:
+    """That version, or the newest one that is a candidate, approved or active; `RequestError` where none is."""
+    if version:
+        return get_release(registry, channel, version)
+    found = [release for release in history(registry, channel) if release.state in _REPAIRABLE]
     if not found:
         raise RequestError("expected a candidate, approved or active version to repair, got none: create one")
     return found[-1]

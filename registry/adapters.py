@@ -45,9 +45,10 @@ def seal_adapter(
     `kind` is `trained` (moves its requests to TRAINED), `rendered` (a composition made into one LoRA; put its
     digest in `facts["composition"]` and releases check it) or `consolidated` (several adapters made into one: their
     digests and weights in `facts["made_from"]`, see `compactions`).
-    `trained_on` is the digest of the composition it was trained on top of, `error_bound` a decimal bound on what
-    compressing lost. Raises InvalidInput, NotFound or Conflict (also for a request on a legal basis that was not
-    verified and accepted: `requests.check_accepted`); nothing is written then.
+    An adapter that names no request is the balance of the stack that it was trained on: `trained_on` again in
+    `facts["balances"]`. `trained_on` is the digest of the composition it was trained on top of, `error_bound` a
+    decimal bound on what compressing lost. Raises InvalidInput, NotFound or Conflict (also for a request on a legal
+    basis that was not verified and accepted: `requests.check_accepted`); nothing is written then.
     """
     checks.actor(actor)
     files = peft_folder.read(Path(folder))
@@ -168,8 +169,12 @@ def _manifest(
     error_bound: str | None,
     files: Mapping[str, bytes],
 ) -> dict[str, JSON]:
-    if isinstance(request_ids, str) or not request_ids:
-        raise InvalidInput("a list of at least one request id", "none", "Name what the adapter forgets.")
+    balances = kind == "trained" and trained_on is not None and facts.get(compactions.BALANCES) == trained_on
+    if isinstance(request_ids, str) or bool(request_ids) == balances:
+        came, then = ("none", "Name what the adapter forgets.")
+        if balances:
+            came, then = "some, of the balance of a stack", "Name none: it forgets nothing of its own."
+        raise InvalidInput("a list of at least one request id", came, then)
     if trained_on is not None and kind != "trained":
         then = 'Put a rendered composition\'s digest in facts["composition"].'
         raise InvalidInput("trained_on with a trained adapter only", f"a {kind} one", then)

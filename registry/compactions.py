@@ -20,6 +20,7 @@ from .types import Part
 KIND = "consolidated"
 MADE_FROM = "made_from"
 REPAIRS = "repairs"
+BALANCES = "balances"
 _ORIGINALS = ("trained", KIND)
 _IN_USE = ("SEALED", "QUALIFIED")
 
@@ -39,8 +40,15 @@ def originals(manifest: Mapping[str, Any]) -> tuple[Part, ...]:
 
 
 def is_repair(manifest: Mapping[str, Any]) -> bool:
-    """Whether this adapter was trained to forget again what a stack let come back."""
-    return manifest["kind"] == "trained" and bool(manifest["facts"].get(REPAIRS))
+    """Whether this adapter was trained to put a stack right: to forget again what that let come back, or as its
+    balance, to keep what that broke."""
+    facts = manifest["facts"]
+    return manifest["kind"] == "trained" and bool(facts.get(REPAIRS) or facts.get(BALANCES))
+
+
+def is_balance(manifest: Mapping[str, Any]) -> bool:
+    """Whether this adapter forgets nothing of its own and keeps what a stack would break: it names no request."""
+    return manifest["kind"] == "trained" and bool(manifest["facts"].get(BALANCES))
 
 
 def everything(db: Tables, digests: Iterable[str]) -> set[str]:

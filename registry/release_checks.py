@@ -125,10 +125,10 @@ def trained_on(db: Tables, left: Composition, gone: set[str]) -> None:
     for adapter in adapters.load_many(db, left.adapters):
         missing = compactions.beneath(db, adapter.digest) & gone
         if missing and not audits.passed(db, left):
-            forgets = ", ".join(adapter.requests)
+            forgets = ", ".join(adapter.requests) or "nothing of its own"
             way = f"Remove {forgets} too, or train it again without the one that goes"
             if compactions.is_repair(compactions.manifest_of(db, adapter.digest)):
-                way = "Take the repair off with it (--drop-repairs)"
+                way = "Take the repair or balance off with it (--drop-repairs)"
             raise Conflict(
                 f"no adapter that stays to be trained on {min(missing)}",
                 f"{adapter.digest}, which is (it forgets {forgets})",

@@ -41,6 +41,8 @@ def removal(
         came = ", ".join(known) or ("unknown ids" if removing else "none")
         raise InvalidInput(f"requests of the release ({', '.join(sorted(held))})", came, "Name some of them.")
     parts = [kept for part in composition.parts for kept in compactions.left_of(db, part, set(removing))]
+    if all(compactions.is_balance(compactions.manifest_of(db, part.adapter)) for part in parts):
+        parts = []  # of a stack that is gone
     left = compositions.compose(composition.base, composition.quantization, parts, composition.render)
     dropped: set[str] = set()
     while drop_repairs and (more := _loose_repairs(db, left, _gone(db, composition, left))):

@@ -1,0 +1,108 @@
+"""`efface release balance`: give back what a stack costs the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..registry import Registry
+from .measured import measured_json, measured_text, report_released
+from .options import (
+    DEFAULT_ACTOR,
+    DEFAULT_REGISTRY,
+    ActorOption,
+    ChannelArgument,
+    Format,
+    FormatOption,
+    HtmlOption,
+    JsonOption,
+    ReasonOption,
+    RecipeOption,
+    RegistryOption,
+    RevealOption,
+    SetOption,
+    YesOption,
+)
+from .output import emit, progress
+from .record_acts import BalancePlanRecord, BalanceRecord
+from .release_compact import ActivateOption
+
+if TYPE_CHECKING:
+    from ..recipes.balance import BalancePlan
+
+EXAMPLE = "Example: efface release balance prod --model ./base --yes"
+
+
+def balance(
+    channel: ChannelArgument,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", envvar="EFFACE_MODEL", help="Base model, with --yes.")
+    ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", min=1, help="The newest candidate, approved or active one by default."),
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, max=512, help="Of the balance.")] = 16,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of its training.")] = 60,
+    recipe: RecipeOption = "simnpo",
+    overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    reason: ReasonOption = "balance",
+    activate: ActivateOption = True,
+    yes: YesOption = False,
+    html: HtmlOption = None,
+    json: JsonOption = None,
+    reveal: RevealOption = False,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    actor: ActorOption = DEFAULT_ACTOR,
+    format: FormatOption = Format.text,
+) -> None:
+    """Train one adapter that keeps what a stack of many would break, and release the stack with it.
+
+    It holds every request of the stack down and brings retain rows back to where the base has them; one that is there
+    already is replaced. Without --yes it is only said what would be trained. Exit 1 when the gates fail.
+    """
+    from ..recipes.balance import balance as run
+    from ..recipes.balance import plan_balance
+    from ..recipes.bench import open_bench
+    from ..recipes.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides)
+    with Registry.open(registry) as reg, progress() as bars:
+        plan = plan_balance(reg, channel, version)
+        planned = _plan(plan)
+        if not yes:
+            record: BalanceRecord = {"done": False, "plan": planned, "adapter": None, "release": None}
+            emit(record, format, "\n".join(planned["requests"]))
+            return
+        if model is None:
+            raise typer.BadParameter("--yes needs --model BASE")
+        bars.phase("Loading the base")
+        done = run(
+            reg,
+            channel,
+            open_bench(model, chosen),
+            chosen,
+            version=plan.release.version,
+            rank=rank,
+            steps=steps,
+            reason=reason,
+            actor=actor,
+            progress=bars,
+            activate=activate,
+        )
+    report_released(done.released, html, json, reveal)
+    release = measured_json(registry, done.released)
+    record = {"done": True, "plan": planned, "adapter": done.adapter.digest, "release": release}
+    emit(record, format, f"{done.adapter.digest}\n{measured_text(done.released)}")
+    raise typer.Exit(0 if done.released.audit.verdict == "pass" else 1)
+
+
+def _plan(plan: BalancePlan) -> BalancePlanRecord:
+    return {
+        "channel": plan.release.channel,
+        "version": plan.release.version,
+        "requests": list(plan.requests),
+        "shredded": list(plan.shredded),
+        "replaces": list(plan.replaced),
+    }
