@@ -64,10 +64,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         label = f"{one.method.name}, seed {one.seed}"
         if one.method.kind != "together":
             for count in range(1, max(given.counts) + 1):
-                _timed(f"{label}: adapter {count}", lambda n=count, s=one: members(here, s, n))
-        if one.method.kind == "independent":
+                _timed(f"{label}: adapter {count}", lambda n=count, s=one.apart: members(here, s, n))
+        if one.apart.method.kind == "independent":
             for author in one.order[: max(given.counts)]:
-                _timed(f"{label}: author {author} alone", lambda a=author, s=one: alone(here, s, a))
+                _timed(f"{label}: author {author} alone", lambda a=author, s=one.apart: alone(here, s, a))
         for count in given.counts:
             _timed(f"{label}: stack of {count}", lambda n=count, s=one: stack(here, s, n))
         made[label] = str(here.folder(one))
@@ -85,7 +85,8 @@ def table(given: argparse.Namespace) -> dict[str, Any]:
         for count in (n for n, file in files.items() if not file.is_file()):
             talk.print(f"missing: {one.method.name} seed {one.seed} N={count}; `stack.py run` makes it")
         stacks = {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()}
-        apart = one if one.method.kind == "independent" else _series("sum", one.seed, given, people)
+        has_own = one.apart.method.kind == "independent"
+        apart = one.apart if has_own else _series("sum", one.seed, given, people)
         singles = {
             int(file.stem[-2:]): json.loads(file.read_text())
             for file in sorted(here.folder(apart).glob("alone-*.json"))

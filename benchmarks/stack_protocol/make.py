@@ -17,6 +17,7 @@ from efface.adapters import (
     Encoded,
     Part,
     ReferenceCache,
+    TrainSettings,
     attach,
     compose,
     detach,
@@ -26,6 +27,7 @@ from efface.adapters import (
     train,
 )
 from efface.adapters.encode import eos_id, pad_id
+from efface.recipes.balance import RANK, STEPS, balancing
 
 from .data import People
 from .method import Series
@@ -54,6 +56,10 @@ def members(bench: Bench, series: Series, count: int) -> list[Path]:
     """The adapters of the first ``count`` requests of ``series``, in its order; trained where they are not there."""
     if series.method.kind == "together":
         return [_made(bench, series, f"together-{count}", series.order[:count], ())]
+    if series.of is not None:
+        apart = members(bench, series.of, count)
+        authors = series.order[:count]
+        return apart if count == 1 else [*apart, _made(bench, series, f"balance-{count}", authors, apart)]
     found: list[Path] = []
     for author in series.order[:count]:
         found.append(_made(bench, series, f"author-{author:02d}", (author,), tuple(found)))
@@ -66,9 +72,13 @@ def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], befor
         return folder
     scratch = folder.with_name(f".{name}")
     shutil.rmtree(scratch, ignore_errors=True)
-    below = before if series.method.kind == "sequential" else ()
+    below = before if series.method.kind in ("sequential", "balanced") else ()
     stacked = compose([Part(path) for path in below], scratch / "below").path if below else None
-    facts = _train(bench, series, authors, stacked, before, scratch / "adapter")
+    facts = (
+        _balance(bench, series, authors, stacked, scratch / "adapter")
+        if stacked is not None and series.of is not None
+        else _train(bench, series, authors, stacked, before, scratch / "adapter")
+    )
     shutil.rmtree(scratch / "below", ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     (scratch / "adapter").rename(folder)
@@ -86,8 +96,33 @@ def _train(
     before: Sequence[Path],
     out: Path,
 ) -> dict[str, object]:
-    base, recipe = bench.base, series.recipe
+    recipe = series.recipe
     settings = replace(recipe.train_settings(), steps=min(recipe.steps * len(authors), MOST_STEPS))
+    company = before if recipe.stacking.company else ()
+    return _trained(bench, series, authors, settings, out, stacked=stacked, before=before, company=company)
+
+
+def _balance(
+    bench: Bench, series: Series, authors: Sequence[int], stack: Path, out: Path
+) -> dict[str, object]:
+    """As `efface release balance` trains it, the whole stack always on."""
+    recipe = balancing(series.recipe, RANK, STEPS)
+    series = replace(series, recipe=recipe)
+    return _trained(bench, series, authors, recipe.train_settings(), out, company=[stack])
+
+
+def _trained(
+    bench: Bench,
+    series: Series,
+    authors: Sequence[int],
+    settings: TrainSettings,
+    out: Path,
+    *,
+    stacked: Path | None = None,
+    before: Sequence[Path] = (),
+    company: Sequence[Path] = (),
+) -> dict[str, object]:
+    base, recipe = bench.base, series.recipe
     forget = [row for author in authors for row in bench.people.authors[author]]
     model = attach(
         base.model,
@@ -112,7 +147,7 @@ def _train(
             eos_id=eos_id(base.tokenizer),
             cache=cache,
             apart_from=before if recipe.penalised else (),
-            company=before if recipe.stacking.company else (),
+            company=company,
         )
         save(model, out, base=base.fingerprint.digest)
     finally:

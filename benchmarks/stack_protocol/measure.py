@@ -51,8 +51,9 @@ def stack(bench: Bench, series: Series, count: int) -> Record:
         composed = compose([Part(folder) for folder in folders], Path(scratch) / "stack")
         seconds = time.perf_counter() - started
         figures = measured(bench, composed.path, series.order[:count], sides=True)
-        independent = series.method.kind == "independent" and count > 1
-        exact = comes_apart(bench, folders, Path(scratch), series.seed) if independent else None
+        independent = series.apart.method.kind == "independent" and count > 1
+        # A balance goes with whatever goes: what is left is what it would be without the request.
+        exact = comes_apart(bench, folders[:count], Path(scratch), series.seed) if independent else None
     return _keep(
         file, series, {**figures, "rank": composed.rank, "compose_seconds": seconds, "rollback": exact}
     )

@@ -11,7 +11,7 @@ from tofu_protocol.data import short_digest
 
 from efface.recipes import Recipe, load_recipe
 
-Kind = Literal["independent", "sequential", "together"]
+Kind = Literal["independent", "sequential", "together", "balanced"]
 
 # Tuned on one author: half the rows of forget01 want fewer steps, and smaller, faster ones forget as much here.
 SETTINGS = ("steps=24", "retain_batch=4", "learning_rate=1e-3", "stop.every=8", "stop.patience=3")
@@ -20,7 +20,9 @@ SETTINGS = ("steps=24", "retain_batch=4", "learning_rate=1e-3", "stop.every=8", 
 @dataclass(frozen=True, slots=True)
 class Method:
     """``independent``: an adapter a request, trained on the bare base, then summed. ``sequential``: each trained on
-    the stack so far (its ``trained_on``). ``together``: one adapter for all N at once, for every N anew.
+    the stack so far (its ``trained_on``). ``together``: one adapter for all N at once, for every N anew. ``balanced``:
+    the adapters of the independent method ``of``, and from N = 2 on a balance (`efface.recipes.balance`), for every N
+    anew.
 
     ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
     request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
@@ -33,6 +35,7 @@ class Method:
     excluded: bool = True
     overrides: tuple[str, ...] = ()
     about: str = ""
+    of: str = ""
 
 
 METHODS = {
@@ -60,6 +63,7 @@ METHODS = {
             overrides=("stacking.company=0.5",),
             about="sum, a random draw of those before on in half of the steps",
         ),
+        Method("balanced", "balanced", about="sum, and a balance of the whole stack", of="sum"),
         Method("sequential", "sequential", about="each on top of those before"),
         Method("together", "together", about="one adapter for all N, trained anew for every N"),
     )
@@ -74,11 +78,18 @@ class Series:
     seed: int
     recipe: Recipe
     order: tuple[int, ...]
+    of: Series | None = None
+
+    @property
+    def apart(self) -> Series:
+        """The series whose adapters are each for one request: itself, or what it is a balance of."""
+        return self.of or self
 
     @property
     def key(self) -> str:
         """What decides its adapters, short."""
-        return short_digest([asdict(self.method), self.recipe.digest, self.order])
+        about = {key: value for key, value in asdict(self.method).items() if value or key != "of"}
+        return short_digest([about, self.recipe.digest, self.order, *([self.of.key] if self.of else [])])
 
     @property
     def folder(self) -> str:
@@ -89,7 +100,8 @@ class Series:
 def series(name: str, seed: int, authors: int, overrides: Sequence[str] = ()) -> Series:
     """The series of a method with ``seed``. Raises `InvalidRecipe` for overrides that cannot be meant."""
     method = METHODS[name]
+    of = series(method.of, seed, authors, overrides) if method.of else None
     recipe = load_recipe("simnpo-answers", [*SETTINGS, *method.overrides, *overrides, f"seed={seed}"])
     order = list(range(authors))
     random.Random(seed).shuffle(order)
-    return Series(method, seed, recipe, tuple(order))
+    return Series(method, seed, recipe, tuple(order), of)
