@@ -155,7 +155,7 @@ def bootstrap_ci(
     (n, N) to (n,). The same values, n and seed give the same interval. It speaks of the choice of rows only,
     not of training seeds; with N = 1 it is a point, and below about 10 rows it is too narrow.
     """
-    data = _finite(values, "bootstrap_ci")
+    data = finite(values, "bootstrap_ci")
     if n < 1 or not 0.0 < level < 1.0:
         raise MetricError(f"bootstrap_ci: expected n >= 1 and 0 < level < 1, got n={n}, level={level}")
     picks = np.random.default_rng(seed).integers(0, data.size, size=(n, data.size))
@@ -164,7 +164,8 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
-def _finite(values: npt.ArrayLike, name: str) -> FloatArray:
+def finite(values: npt.ArrayLike, name: str) -> FloatArray:
+    """``values`` as float64 of shape (T,), T >= 1. Raises `MetricError`, naming ``name``."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise MetricError(f"{name}: expected a non-empty array of shape (T,), got shape {array.shape}")
@@ -174,13 +175,18 @@ def _finite(values: npt.ArrayLike, name: str) -> FloatArray:
     return array
 
 
-def _mean_logprob(logprobs: npt.ArrayLike) -> float:
-    array = _finite(logprobs, "log-probabilities")
+def answer_logprobs(values: npt.ArrayLike) -> FloatArray:
+    """Log-probabilities as float64 of shape (T,), T >= 1, none above rounding. Raises `MetricError`."""
+    array = finite(values, "log-probabilities")
     if array.max() > _ROUNDING:
         raise MetricError(
             f"log-probabilities: expected values <= 0, got {array.max():.4g}; pass log_softmax, not logits"
         )
-    return float(array.mean())
+    return array
+
+
+def _mean_logprob(logprobs: npt.ArrayLike) -> float:
+    return float(answer_logprobs(logprobs).mean())
 
 
 def _matches(values: npt.ArrayLike, name: str) -> BoolArray:
