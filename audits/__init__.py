@@ -8,8 +8,20 @@ an auditor cannot edit the book that an audit is written into.
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
 from .document import SCHEMA, AuditReport
-from .errors import AuditError, IncomparableError, MetricError, OutOfMemory, RecordError
+from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
+from .errors import AuditError, IncomparableError, MetricError, MissingReference, OutOfMemory, RecordError
 from .gates import Thresholds, check
+from .membership import (
+    auc,
+    auc_ci,
+    loss_score,
+    min_k_plus_plus_score,
+    min_k_score,
+    priv_leak,
+    reference_score,
+    s_mia,
+    zlib_score,
+)
 from .metrics import (
     answer_probability,
     bootstrap_ci,
@@ -33,6 +45,7 @@ __all__ = [
     "AttackResult",
     "AuditError",
     "AuditReport",
+    "Drift",
     "Evaluation",
     "Finding",
     "Group",
@@ -40,6 +53,7 @@ __all__ = [
     "Interval",
     "Method",
     "MetricError",
+    "MissingReference",
     "OutOfMemory",
     "Point",
     "Probe",
@@ -50,17 +64,30 @@ __all__ = [
     "aggregate",
     "answer_probability",
     "answer_rows",
+    "auc",
+    "auc_ci",
     "bootstrap_ci",
     "check",
     "evaluate",
     "exact_memorization",
     "extraction_strength",
+    "loss_score",
+    "mean_drift",
     "mentions",
+    "min_k_plus_plus_score",
+    "min_k_score",
     "ngram_entropy",
     "perplexity",
+    "priv_leak",
+    "probability_drift",
     "question_ids",
+    "reference_score",
     "render_html",
     "repetition",
     "rouge_l_recall",
+    "row_kl",
+    "s_mia",
+    "token_kl",
     "verdict_of",
+    "zlib_score",
 ]

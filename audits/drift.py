@@ -69,15 +69,17 @@ def row_kl(per_token: npt.ArrayLike) -> float:
     """KL per token of one row: the mean of `token_kl` over its answer positions, shape (T,), in nats, >= 0."""
     values = finite(per_token, "row_kl")
     if values.min() < 0.0:
-        raise MetricError(f"row_kl: expected divergences >= 0, got {values.min():.4g}; pass what token_kl gives")
+        raise MetricError(
+            f"row_kl: expected divergences >= 0, got {values.min():.4g}; pass what token_kl gives"
+        )
     return float(values.mean())
 
 
-def drift(values: npt.ArrayLike, *, seed: int = 0, n: int = 1000) -> Drift:
+def mean_drift(values: npt.ArrayLike, *, seed: int = 0, n: int = 1000) -> Drift:
     """Summary over rows of `probability_drift` or `row_kl`, shape (N,): rows count alike, however long.
 
     The interval is a percentile bootstrap of ``n`` resamples of rows under ``seed``.
     """
-    rows: FloatArray = finite(values, "drift")
+    rows: FloatArray = finite(values, "mean_drift")
     low, high = bootstrap_ci(rows, seed=seed, n=n)
     return Drift(float(rows.mean()), low, high, float(rows.min()), float(rows.max()), rows.size)

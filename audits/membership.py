@@ -114,9 +114,7 @@ def auc_ci(
     if n < 1 or not 0.0 < level < 1.0:
         raise MetricError(f"auc_ci: expected n >= 1 and 0 < level < 1, got n={n}, level={level}")
     draw = np.random.default_rng(seed)
-    values = [
-        _auc(draw.choice(ours, ours.size), draw.choice(theirs, theirs.size)) for _ in range(n)
-    ]
+    values = [_auc(draw.choice(ours, ours.size), draw.choice(theirs, theirs.size)) for _ in range(n)]
     tail = 100.0 * (1.0 - level) / 2.0
     low, high = np.percentile(values, [tail, 100.0 - tail])
     return float(low), float(high)
@@ -145,6 +143,23 @@ def priv_leak(found: float, reference: float | None) -> float:
             "from holdout rows without an error; check that it never saw them, or take a closer holdout set"
         )
     return ((1.0 - ours) - (1.0 - theirs)) / (1.0 - theirs) * 100.0
+
+
+def s_mia(found: float, reference: float | None) -> float:
+    """clip(1 - |AUC - AUC_retain| / AUC_retain, 0, 1): 1 where membership shows as in the retain-only model.
+
+    The normalised attacks of the Unlearning Depth Score (arXiv 2605.24614), "s" in `s_LOSS` and the like: unlike
+    `priv_leak` it has two ends and no sign. Raises `MissingReference` without a reference.
+    """
+    if reference is None:
+        raise MissingReference(
+            "s_mia: expected the AUC of a retain-only model, got none. Fine-tune the base on the retain rows alone, "
+            "score the same forget and holdout rows with it and give their auc; without such a model report auc"
+        )
+    ours, theirs = _share(found, "s_mia"), _share(reference, "s_mia")
+    if theirs == 0.0:
+        raise MetricError("s_mia: expected a reference AUC above 0, got 0; take a closer holdout set")
+    return max(0.0, 1.0 - abs(ours - theirs) / theirs)
 
 
 def _lowest_mean(values: FloatArray, k: float) -> float:
