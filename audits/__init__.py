@@ -8,6 +8,7 @@ an auditor cannot edit the book that an audit is written into.
 
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
+from .depth import Depth, depth_score, unlearning_depth
 from .document import SCHEMA, AuditReport
 from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
 from .errors import AuditError, IncomparableError, MetricError, MissingReference, OutOfMemory, RecordError
@@ -38,6 +39,7 @@ from .metrics import (
     rouge_l_recall,
 )
 from .muse import knowledge_memorization, verbatim_memorization
+from .patching import Patched, patched_drops
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
 from .tables import Table
@@ -60,6 +62,7 @@ __all__ = [
     "AttackResult",
     "AuditError",
     "AuditReport",
+    "Depth",
     "Drift",
     "Evaluation",
     "Finding",
@@ -73,6 +76,7 @@ __all__ = [
     "MissingReference",
     "OutOfMemory",
     "Paired",
+    "Patched",
     "Point",
     "Probe",
     "RecordError",
@@ -88,6 +92,7 @@ __all__ = [
     "bootstrap_ci",
     "check",
     "choice_probabilities",
+    "depth_score",
     "evaluate",
     "exact_memorization",
     "extraction_strength",
@@ -103,6 +108,7 @@ __all__ = [
     "model_utility",
     "ngram_entropy",
     "paired",
+    "patched_drops",
     "perplexity",
     "priv_leak",
     "probability_drift",
@@ -119,6 +125,7 @@ __all__ = [
     "token_kl",
     "truth_ratios",
     "truth_shares",
+    "unlearning_depth",
     "verbatim_memorization",
     "verdict_of",
     "zlib_score",
