@@ -40,6 +40,7 @@ from .metrics import (
 )
 from .muse import knowledge_memorization, verbatim_memorization
 from .patching import Patched, patched_drops
+from .privacy import Attacked, membership_attacks
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
 from .tables import Table
@@ -60,6 +61,7 @@ __all__ = [
     "Aggregate",
     "AttackKind",
     "AttackResult",
+    "Attacked",
     "AuditError",
     "AuditReport",
     "Depth",
@@ -102,6 +104,7 @@ __all__ = [
     "knowledge_memorization",
     "loss_score",
     "mean_drift",
+    "membership_attacks",
     "mentions",
     "min_k_plus_plus_score",
     "min_k_score",
