@@ -38,9 +38,10 @@ class Membership:
             _in_range(f"membership: {name}", getattr(self, name), 0.0)
         _in_range("membership: min_k_plus_plus", self.min_k_plus_plus, -math.inf)
 
-    def to_json(self) -> Json:
-        """Plain JSON types."""
-        return {name: float(getattr(self, name)) for name in self.__slots__}
+    def to_json(self, *, reveal: bool = False) -> Json:
+        """Plain JSON types. Without `reveal` no zlib score: beside the loss it tells the answer's compressed length."""
+        names = [name for name in self.__slots__ if reveal or name != "zlib"]
+        return {name: float(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class RowScore:
             "mentioned": None if self.mentioned is None else bool(self.mentioned),
             "fluency": float(self.fluency),
             "perplexity": None if self.perplexity is None else float(self.perplexity),
-            "membership": None if self.membership is None else self.membership.to_json(),
+            "membership": None if self.membership is None else self.membership.to_json(reveal=reveal),
         }
         texts: Json = {"prompt": self.prompt, "reference": self.reference, "answer": self.answer}
         return figures | texts if reveal else figures
