@@ -10,7 +10,7 @@ from audit_kit import ANSWER, PROMPT, REFERENCE, evaluation, known, report, row
 from efface.audits.aggregate import aggregate
 from efface.audits.document import SCHEMA
 from efface.audits.errors import RecordError
-from efface.audits.types import Finding, Interval, verdict_of
+from efface.audits.types import Finding, Interval, Membership, verdict_of
 
 
 def finding(outcome: str = "passed", value: float | None = 0.1) -> Finding:
@@ -143,3 +143,22 @@ def test_an_evaluation_is_found_by_its_label() -> None:
     assert report().evaluation("+ q1").active == ("q1",)
     with pytest.raises(RecordError, match="no evaluation"):
         report().evaluation("+ q2")
+
+
+def test_membership_is_written_without_what_tells_a_length() -> None:
+    scored = row(membership=Membership(loss=2.0, zlib=0.05, min_k=3.0, min_k_plus_plus=-1.5))
+    masked = {"loss": 2.0, "min_k": 3.0, "min_k_plus_plus": -1.5}
+    assert scored.to_json()["membership"] == masked
+    assert scored.to_json(reveal=True)["membership"] == masked | {"zlib": 0.05}
+    assert row().to_json()["membership"] is None
+
+
+@pytest.mark.parametrize("name", ["loss", "zlib", "min_k", "min_k_plus_plus"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_membership_that_is_not_finite_is_refused(name: str, bad: float) -> None:
+    figures = {"loss": 2.0, "zlib": 0.05, "min_k": 3.0, "min_k_plus_plus": -1.5}
+    with pytest.raises(RecordError, match=f"membership: {name}: expected a finite number"):
+        Membership(**(figures | {name: bad}))
+    if name != "min_k_plus_plus":
+        with pytest.raises(RecordError, match="expected a finite number >= 0"):
+            Membership(**(figures | {name: -0.1}))
