@@ -23,6 +23,7 @@ from .metrics import (
 )
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
+from .suite_run import RowHash, SuiteRun, hash_row, key_name
 from .tables import Table
 from .types import Aggregate, Evaluation, Finding, Group, Interval, RowScore, verdict_of
 
@@ -44,7 +45,9 @@ __all__ = [
     "Point",
     "Probe",
     "RecordError",
+    "RowHash",
     "RowScore",
+    "SuiteRun",
     "Table",
     "Thresholds",
     "aggregate",
@@ -55,6 +58,8 @@ __all__ = [
     "evaluate",
     "exact_memorization",
     "extraction_strength",
+    "hash_row",
+    "key_name",
     "mentions",
     "ngram_entropy",
     "perplexity",
