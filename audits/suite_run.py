@@ -114,7 +114,7 @@ def hash_row(key: bytes, *texts: object) -> str:
     """``hmac-sha256:<hex>`` of what a row says, under ``key``; the texts are told apart, not run together."""
     _require_key(key)
     said = json.dumps(texts, ensure_ascii=True, separators=(",", ":")).encode()
-    return f"hmac-sha256:{hmac.new(key, b'efface row 1\0' + said, hashlib.sha256).hexdigest()}"
+    return f"hmac-sha256:{hmac.new(key, b'efface row 1 ' + said, hashlib.sha256).hexdigest()}"
 
 
 def key_name(key: bytes) -> str:
