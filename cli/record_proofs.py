@@ -117,3 +117,23 @@ class BundleCheck(TypedDict):
     problems: list[BundleProblemRecord]
     warnings: list[str]
     facts: dict[str, Any] | None
+
+
+class SignedReport(TypedDict):
+    """`audit sign`: the digests of the report's bytes and of what it measured, and where the envelope is."""
+
+    report: str
+    composition: str
+    verdict: str
+    key_id: str
+    signature: str
+
+
+class CheckedReport(TypedDict):
+    """`audit verify`: what was signed, and by which of the keys that count."""
+
+    report: str
+    schema: str
+    composition: str
+    verdict: str
+    keys: list[str]
