@@ -70,7 +70,7 @@ def verify(
     Without --key the registry's auditors count, as it trusts them now: nothing in a file proves when it was signed.
     """
     data, envelope = _read(report), _read(_beside(report, signature))
-    keys = _auditors(registry) if not key else {signing.key_id(pem): pem for pem in map(public_key, key)}
+    keys = _auditors(registry) if not key else _given(key)
     signed, facts = verify_report(data, envelope, keys), report_facts(data)
     record: CheckedReport = {
         "report": facts.report,
@@ -84,6 +84,10 @@ def verify(
 
 def _beside(report: Path, signature: Path | None) -> Path:
     return report.with_name(report.name + SUFFIX) if signature is None else signature
+
+
+def _given(paths: list[Path]) -> dict[str, str]:
+    return {str(signing.key_id(pem)): pem for pem in map(public_key, paths)}
 
 
 def _auditors(registry: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
@@ -137,3 +137,27 @@ class CheckedReport(TypedDict):
     composition: str
     verdict: str
     keys: list[str]
+
+
+class PathFindingRecord(TypedDict):
+    """One check of one path; `refused`: not in this step, and `text` names the plan that works."""
+
+    check: str
+    path: str
+    outcome: Literal["passed", "failed", "refused"]
+    text: str
+
+
+class ReversibilityRecord(TypedDict):
+    """`audit reversible`: what was proved of the channel's active version. `schema` is efface.reversibility/1."""
+
+    schema: str
+    channel: str
+    version: int
+    base: str
+    composition: str
+    precision: str
+    verdict: Literal["pass", "fail"]
+    created_at: str
+    findings: list[PathFindingRecord]
+    environment: dict[str, str]

@@ -55,6 +55,7 @@ VERBS: dict[str, Any] = {
     "release pull": acts.PullRecord,
     "audit run": acts.AuditRunRecord,
     "audit show": acts.AuditDocument | list[things.AuditRecord],
+    "audit reversible": proofs.ReversibilityRecord,
     "audit sign": proofs.SignedReport,
     "audit verify": proofs.CheckedReport,
     "key generate": proofs.GeneratedKey,

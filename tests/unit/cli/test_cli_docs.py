@@ -32,6 +32,7 @@ WITH_A_MODEL = {
     "release repair",
     "release pull",
     "audit run",
+    "audit reversible",
     "request lengths",
     "model fetch",
 }
