@@ -31,7 +31,7 @@ def base_findings(path: Path, expected: str, precision: str, rendered: Path | No
         ]
     base = load_base(path, precision)
     try:
-        found += _worn(base, rendered)
+        found += worn_findings(base, rendered)
     except (BaseMismatch, InvalidAdapter) as error:
         found.append(_unchecked(str(error)))
     del base
@@ -51,7 +51,8 @@ def logits_digest(model: torch.nn.Module, ids: Tensor) -> str:
     return f"sha256:{hashlib.sha256(logits.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()}"
 
 
-def _worn(base: Base, rendered: Path) -> list[PathFinding]:
+def worn_findings(base: Base, rendered: Path) -> list[PathFinding]:
+    """What putting the adapter in `rendered` on, switching it off, on, and taking it off does to a loaded base."""
     config = base.model.config
     ids = probe_batch(config.vocab_size, getattr(config, "max_position_embeddings", None)).to(
         base.model.device
