@@ -3,6 +3,7 @@
 AuditError
 ├── OutOfMemory         too little memory to measure so many rows at once
 ├── MetricError         a figure cannot be computed from this input (also a ValueError)
+├── AttackError         an attack cannot be made on this target, with these rows or settings
 ├── RecordError         a record holds something no audit can have measured (also a ValueError)
 └── IncomparableError   "before" and "after" did not measure the same thing
 
@@ -22,6 +23,10 @@ class OutOfMemory(AuditError):
 
 class MetricError(AuditError, ValueError):
     """The input of a metric is empty, not finite or of the wrong shape."""
+
+
+class AttackError(AuditError):
+    """An attack that cannot be made: rows, adapters or keywords that it needs are not there."""
 
 
 class RecordError(AuditError, ValueError):
