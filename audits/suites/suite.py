@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import AuditError
 from ..strict_yaml import read_mapping
 
-Part = Literal["rows", "scope", "membership", "drift", "patching", "tofu", "muse", "lm-eval"]
+Part = Literal["rows", "membership", "drift", "patching", "tofu", "muse", "lm-eval"]
 Given = Literal["reference", "holdout", "real-authors", "world-facts", "tasks"]
-Setting = str | int | float | bool
+Scalar = str | int | float | bool
+Setting = Scalar | tuple[Scalar, ...]
 AttackName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/%+-]{0,63}$")]
 
 PARTS: Mapping[Part, str] = MappingProxyType(
     {
-        "rows": "every row once: probability, extraction strength, ROUGE-L, keywords, fluency",
-        "scope": "forgotten facts asked in other ways, and what lies near them",
+        "rows": "every row of every group once: probability, extraction strength, ROUGE-L, keywords, fluency",
         "membership": "whether the forget rows look like members: loss, zlib, Min-K, Min-K++, reference",
         "drift": "how far kept rows moved: log-probability and KL per token",
         "patching": "whether the hidden states still hold what the answers do not say",
@@ -136,8 +136,8 @@ def _order(name: str) -> tuple[int, str]:
     return (first.index(name) if name in first else len(first), name)
 
 
-def load_suite(source: str, attacks: Sequence[str] | None = None) -> Suite:
-    """A shipped suite by name, or a YAML file by path. ``attacks``: those there are, to refuse others.
+def load_suite(source: str) -> Suite:
+    """A shipped suite by name, or a YAML file by path.
 
     Raises `InvalidSuite` that lists every problem at once, unknown names with their nearest match.
     """
@@ -147,22 +147,39 @@ def load_suite(source: str, attacks: Sequence[str] | None = None) -> Suite:
     except ValueError as error:
         raise InvalidSuite(str(error)) from None
     problems: list[str] = []
+    suite = None
     try:
         suite = Suite.model_validate(values)
-        named = suite.attacks
+        attacks = suite.attacks
     except ValidationError as error:
-        suite = None
         problems = [_problem(detail) for detail in error.errors(include_url=False)]
         listed: Any = values.get("attacks")
-        named = tuple(filter(lambda one: isinstance(one, str), listed)) if isinstance(listed, list) else ()
-    problems += [
-        f"no attack {name!r}: expected one of {', '.join(attacks)}{_nearest(name, attacks)}"
-        for name in named
-        if attacks is not None and name not in attacks
-    ]
-    if problems or suite is None:
+        attacks = tuple(one for one in listed if isinstance(one, str)) if isinstance(listed, list) else ()
+    problems += _unknown_attacks(attacks)
+    problems += _bad_settings(suite) if suite and not problems else []
+    if suite is None or problems:
         raise InvalidSuite("\n".join(f"suite {source}: {problem}" for problem in problems))
     return suite
+
+
+def _unknown_attacks(names: Sequence[str]) -> list[str]:
+    from ..attacks import ATTACKS  # what makes an attack imports what trains
+
+    known = tuple(ATTACKS)
+    said = f"expected one of {', '.join(known)}"
+    return [f"no attack {name!r}: {said}{_nearest(name, known)}" for name in names if name not in known]
+
+
+def _bad_settings(suite: Suite) -> list[str]:
+    from ..attacks import settings_of
+
+    problems: list[str] = []
+    for name, values in suite.settings.items():
+        try:
+            settings_of(name, values)
+        except AuditError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _find(source: str) -> Path:
