@@ -25,6 +25,7 @@ from .collect import collect, plan_collection
 from .compositions import compose, without
 from .deadlines import effective, overdue
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound, RegistryError
+from .gates import gate_channel
 from .ledger import log, rebuild
 from .registry import Registry
 from .releases import (
@@ -118,6 +119,7 @@ __all__ = [
     "evidence_of",
     "extend_request",
     "find_audit",
+    "gate_channel",
     "get_adapter",
     "get_audit",
     "get_channel",
