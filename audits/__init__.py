@@ -8,7 +8,7 @@ an auditor cannot edit the book that an audit is written into.
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
 from .document import SCHEMA, AuditReport
-from .errors import AuditError, IncomparableError, MetricError, OutOfMemory, RecordError
+from .errors import AttackError, AuditError, IncomparableError, MetricError, OutOfMemory, RecordError
 from .gates import Thresholds, check
 from .metrics import (
     answer_probability,
@@ -24,11 +24,24 @@ from .metrics import (
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
 from .tables import Table
-from .types import Aggregate, Evaluation, Finding, Group, Interval, RowScore, verdict_of
+from .types import (
+    FORGET_SIDE,
+    KEEP_SIDE,
+    Aggregate,
+    Evaluation,
+    Finding,
+    Group,
+    Interval,
+    RowScore,
+    verdict_of,
+)
 
 __all__ = [
+    "FORGET_SIDE",
+    "KEEP_SIDE",
     "SCHEMA",
     "Aggregate",
+    "AttackError",
     "AttackKind",
     "AttackResult",
     "AuditError",
