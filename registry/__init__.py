@@ -50,6 +50,7 @@ from .requests import (
     open_request,
     read_payload,
     requests_of_subject,
+    row_key,
     step_request,
 )
 from .shredding import plan_shredding, shred_request
@@ -144,6 +145,7 @@ __all__ = [
     "reject_adapter",
     "requests_of_subject",
     "retire_adapter",
+    "row_key",
     "rule_channel",
     "seal_adapter",
     "shred_request",
