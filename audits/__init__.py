@@ -48,6 +48,7 @@ from .metrics import (
 from .muse import knowledge_memorization, verbatim_memorization
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
+from .scope import ScopeBounds, over_unlearned
 from .suite_run import RowHash, SuiteRun, hash_row, key_name
 from .tables import Table
 from .truth import (
@@ -101,6 +102,7 @@ __all__ = [
     "RecordError",
     "RowHash",
     "RowScore",
+    "ScopeBounds",
     "Scored",
     "SuiteRun",
     "Table",
@@ -129,6 +131,7 @@ __all__ = [
     "min_k_score",
     "model_utility",
     "ngram_entropy",
+    "over_unlearned",
     "paired",
     "perplexity",
     "priv_leak",
