@@ -10,7 +10,15 @@ from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
 from .document import SCHEMA, AuditReport
 from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
-from .errors import AuditError, IncomparableError, MetricError, MissingReference, OutOfMemory, RecordError
+from .errors import (
+    AttackError,
+    AuditError,
+    IncomparableError,
+    MetricError,
+    MissingReference,
+    OutOfMemory,
+    RecordError,
+)
 from .forced import Paired, Scored, paired, teacher_forced
 from .gates import Thresholds, check
 from .gibberish import is_gibberish
@@ -40,6 +48,7 @@ from .metrics import (
 from .muse import knowledge_memorization, verbatim_memorization
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
+from .scope import ScopeBounds, over_unlearned
 from .suite_run import RowHash, SuiteRun, hash_row, key_name
 from .tables import Table
 from .truth import (
@@ -52,11 +61,25 @@ from .truth import (
     truth_ratios,
     truth_shares,
 )
-from .types import Aggregate, Evaluation, Finding, Group, Interval, Membership, RowScore, verdict_of
+from .types import (
+    FORGET_SIDE,
+    KEEP_SIDE,
+    Aggregate,
+    Evaluation,
+    Finding,
+    Group,
+    Interval,
+    Membership,
+    RowScore,
+    verdict_of,
+)
 
 __all__ = [
+    "FORGET_SIDE",
+    "KEEP_SIDE",
     "SCHEMA",
     "Aggregate",
+    "AttackError",
     "AttackKind",
     "AttackResult",
     "AuditError",
@@ -79,6 +102,7 @@ __all__ = [
     "RecordError",
     "RowHash",
     "RowScore",
+    "ScopeBounds",
     "Scored",
     "SuiteRun",
     "Table",
@@ -107,6 +131,7 @@ __all__ = [
     "min_k_score",
     "model_utility",
     "ngram_entropy",
+    "over_unlearned",
     "paired",
     "perplexity",
     "priv_leak",

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -20,7 +21,7 @@ from ...adapters.compose import compose
 from ...adapters.lora import disabled
 from ..attack import AttackResult, Point
 from .measure import Figure, Made, Watcher, by_request, point
-from .settings import Finite, Settings
+from .settings import Finite, Listed, Settings
 from .target import Target, wearing
 
 
@@ -34,7 +35,9 @@ class Scale(Settings):
     """``weights`` at which the whole composition is put on; 1 is what is served."""
 
     metric: Figure = "probability"
-    weights: tuple[Finite, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), min_length=1)
+    weights: Annotated[tuple[Finite, ...], Listed] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), min_length=1
+    )
 
 
 class OneLess(Settings):

@@ -22,6 +22,7 @@ from ..metrics import (
     mentions,
     rouge_l_recall,
 )
+from ..names import metric_name
 from ..run import Method, Model, Probe, answer_rows, question_ids, teacher_forced
 from ..types import RowScore
 from .target import Target, items, scores
@@ -29,13 +30,6 @@ from .target import Target, items, scores
 Forced = Literal["probability", "extraction_strength", "exact_memorization"]
 Told = Literal["mention_rate", "rouge_l"]
 Figure = Literal["probability", "extraction_strength", "exact_memorization", "mention_rate", "rouge_l"]
-NAMES: Mapping[str, str] = {
-    "probability": "answer probability",
-    "extraction_strength": "extraction strength",
-    "exact_memorization": "exact memorization",
-    "mention_rate": "rate of naming a keyword",
-    "rouge_l": "ROUGE-L recall",
-}
 
 
 class Watcher(Protocol):
@@ -163,9 +157,16 @@ class Made:
         return self.against(known, suppressed, request, len(probes), points)
 
     def against(
-        self, known: float, suppressed: float, request: str | None, n: int, points: Sequence[Point]
+        self,
+        known: float,
+        suppressed: float,
+        request: str | None,
+        n: int,
+        points: Sequence[Point],
+        words: str | None = None,
     ) -> AttackResult:
-        """Its record, held against ``known`` and ``suppressed`` over the same ``n`` rows."""
+        """Its record, held against ``known`` and ``suppressed`` over the same ``n`` rows; ``words`` in place of the
+        usual ones."""
         attacked = max(one.y for one in points)
         return AttackResult(
             name=self.name,
@@ -176,7 +177,7 @@ class Made:
             suppressed=suppressed,
             attacked=attacked,
             n=n,
-            finding=f"{self.did}: {in_words(self.metric, known, suppressed, attacked)} (n = {n})",
+            finding=f"{self.did}: {words or in_words(self.metric, known, suppressed, attacked)} (n = {n})",
             x_label=self.x_label,
             points=tuple(points) if self.x_label else (),
             settings={"metric": self.metric, **self.settings},
@@ -197,7 +198,7 @@ def memory_named(what: str, lower: str) -> Generator[None]:
 
 def in_words(metric: str, known: float, suppressed: float, attacked: float) -> str:
     """What was found, from its three figures."""
-    moved = f"{NAMES.get(metric, metric)} {suppressed:.2g} → {attacked:.2g} at worst, {known:.2g} before forgetting"
+    moved = f"{metric_name(metric)} {suppressed:.2g} → {attacked:.2g} at worst, {known:.2g} before forgetting"
     if known <= suppressed:
         return f"{moved}; there was nothing to bring back"
     back = (attacked - suppressed) / (known - suppressed)

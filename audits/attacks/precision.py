@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from ...adapters.model import Base, Quantization, load_base
 from ..attack import AttackResult, Point
 from ..errors import AttackError
 from .measure import Figure, Made, Watcher, by_request, point
-from .settings import Settings
+from .settings import Listed, Settings
 from .target import Target, wearing
 
 Form = Literal["bf16", "int8", "nf4", "into nf4"]
@@ -29,7 +29,7 @@ class Stacked(Settings):
     """``precisions`` that the base is loaded at, the audited one left out."""
 
     metric: Figure = "probability"
-    precisions: tuple[Quantization, ...] = Field(("bf16", "int8", "nf4"), min_length=1)
+    precisions: Annotated[tuple[Quantization, ...], Listed] = Field(("bf16", "int8", "nf4"), min_length=1)
 
 
 class Merge(Settings):
@@ -37,7 +37,7 @@ class Merge(Settings):
     with, and quantizes that again."""
 
     metric: Figure = "probability"
-    forms: tuple[Form, ...] = Field(("bf16", "int8", "nf4"), min_length=1)
+    forms: Annotated[tuple[Form, ...], Listed] = Field(("bf16", "int8", "nf4"), min_length=1)
 
 
 def stacked(target: Target, settings: Stacked, watcher: Watcher) -> tuple[AttackResult, ...]:

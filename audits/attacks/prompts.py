@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field
 
@@ -30,7 +31,7 @@ from .measure import (
     told,
     told_by,
 )
-from .settings import Settings, Share
+from .settings import Listed, Settings, Share
 from .target import Target, items, scores, wearing
 
 
@@ -50,7 +51,7 @@ class Prefix(Settings):
 class Partial(Settings):
     """``shares``: how much of the reference answer, in tokens, is given; how much of the rest is said is measured."""
 
-    shares: tuple[Share, ...] = Field((0.25, 0.5, 0.75), min_length=1)
+    shares: Annotated[tuple[Share, ...], Listed] = Field((0.25, 0.5, 0.75), min_length=1)
 
 
 class FewShot(Settings):

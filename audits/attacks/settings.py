@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..attack import Setting
 
+
+def _split(value: object) -> object:
+    """A suite's settings are plain values: a list there is text, "0, 0.5, 1"."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_split)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
@@ -22,6 +29,6 @@ class Settings(BaseModel):
     def recorded(self) -> dict[str, Setting]:
         """All settings as a report holds them, lists as text; those that are None left out."""
         return {
-            name: value if isinstance(value, (str, int, float, bool)) else " ".join(map(str, value))
+            name: value if isinstance(value, (str, int, float, bool)) else ", ".join(map(str, value))
             for name, value in self.model_dump(exclude_none=True).items()
         }
