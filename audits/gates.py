@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .aggregate import Subject, aggregate, subject_order
 from .errors import IncomparableError
-from .types import GROUPS, Aggregate, Evaluation, Finding, Group, Outcome
+from .types import FORGET_SIDE, GROUPS, KEEP_SIDE, Aggregate, Evaluation, Finding, Group, Outcome
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -40,9 +40,20 @@ class Thresholds(BaseModel):
         None, description="absolute; off by default: the end of a short answer is predictable to any model"
     )
     max_rouge_ratio_forget: Ratio | None = Field(None, description="ROUGE-L recall, forget rows")
+    max_mention_rate_heldout: Share | None = Field(
+        0.2, description="answers that name a keyword, rows of the forget scope never trained on"
+    )
+    max_mention_rate_entailed: Share | None = Field(
+        0.3, description="the same, questions that follow from them"
+    )
+    max_mention_rate_format: Share | None = Field(0.3, description="the same, translations and other formats")
+    max_probability_ratio_heldout: Ratio | None = Field(None, description="answer probability, held-out rows")
     min_probability_ratio_retain: Ratio | None = Field(0.8, description="answer probability, retain rows")
     min_probability_ratio_neighbour: Ratio | None = Field(
         0.7, description="answer probability, neighbour rows"
+    )
+    min_probability_ratio_unrelated: Ratio | None = Field(
+        0.8, description="answer probability, unrelated rows"
     )
     min_mention_ratio_retain: Ratio | None = Field(
         0.9, description="rate of naming the right keyword, retain rows"
@@ -75,6 +86,8 @@ class Gate:
     ratio: bool
     style: bool = False
     """How answers read, not what they know: no proof of forgetting, and not reported where absent."""
+    optional: bool = False
+    """Of a group that few requests bring: not reported where it is absent, unless the bound was set."""
 
 
 GATES: tuple[Gate, ...] = (
@@ -92,6 +105,36 @@ GATES: tuple[Gate, ...] = (
         ratio=False,
     ),
     Gate("max_rouge_ratio_forget", "forget", "rouge_l", "ROUGE-L recall", "at most", ratio=True),
+    *(
+        Gate(
+            f"max_mention_rate_{group}",
+            group,
+            "mention_rate",
+            "mention rate",
+            "at most",
+            ratio=False,
+            optional=True,
+        )
+        for group in FORGET_SIDE[2:]
+    ),
+    Gate(
+        "max_probability_ratio_heldout",
+        "heldout",
+        "probability",
+        "answer probability",
+        "at most",
+        ratio=True,
+        optional=True,
+    ),
+    Gate(
+        "min_probability_ratio_unrelated",
+        "unrelated",
+        "probability",
+        "answer probability",
+        "at least",
+        ratio=True,
+        optional=True,
+    ),
     Gate(
         "min_probability_ratio_retain", "retain", "probability", "answer probability", "at least", ratio=True
     ),
@@ -120,8 +163,8 @@ GATES: tuple[Gate, ...] = (
 def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tuple[Finding, ...]:
     """Every gate that `thresholds` sets, on every request and group it concerns.
 
-    Forget and paraphrase gates hold for the requests in `after.active` (all in the rows when that is None)
-    and for rows without a request; retain and neighbour gates hold for all rows, whatever is active.
+    Gates of the forget side (`FORGET_SIDE`) hold for the requests in `after.active` (all in the rows when that is None)
+    and for rows without a request; those of the keep side hold for all rows, whatever is active.
 
     Raises IncomparableError when the two differ in rows or precision: a 4-bit "after" needs a 4-bit "before",
     since quantization alone changes the figures (arXiv 2410.16454).
@@ -134,12 +177,16 @@ def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tupl
         for gate in GATES
         if getattr(thresholds, gate.threshold) is not None
         for subject in _subjects(gate.group, after)
-        if subject in new or not gate.style
+        if subject in new or not (gate.style or _spared(gate, thresholds))
     ]
     shown = {subject for gate, subject, value, _ in measured if value is not None and not gate.style}
     return tuple(
         _finding(gate, subject, value, reason, thresholds, shown) for gate, subject, value, reason in measured
     )
+
+
+def _spared(gate: Gate, thresholds: Thresholds) -> bool:
+    return gate.optional and gate.threshold not in thresholds.model_fields_set
 
 
 def _require_comparable(before: Evaluation, after: Evaluation) -> None:
@@ -162,11 +209,10 @@ def _subjects(group: Group, after: Evaluation) -> list[Subject]:
     present = {row.request for row in after.rows if row.group == group}
     named = {row.request for row in after.rows if row.group == "forget"} - {None}
     active = named if after.active is None else set(after.active)
-    if group in ("forget", "paraphrase"):
-        requests = active | (present & {None})
-    else:
-        requests = present if None in present else present | active
-    if not requests and (after.active is None or group in ("neighbour", "retain")):
+    forgotten = active | (present & {None})
+    kept = present if None in present else present | active
+    requests = forgotten if group in FORGET_SIDE else kept
+    if not requests and (after.active is None or group in KEEP_SIDE):
         requests = {None}
     return sorted(((request, group) for request in requests), key=subject_order)
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..adapters.encode import Encoded, Item, collate, encode_all, eos_id, pad_id
-from ..adapters.errors import is_out_of_memory
+from ..adapters.encode import Encoded, Item, encode_all, eos_id
 from ..adapters.generate import greedy
-from ..adapters.logprobs import answer_hidden, token_logprobs
 from ..adapters.lora import disabled
-from ..adapters.truncate import Truncation
-from .errors import AuditError, OutOfMemory
+from .errors import AuditError
+from .forced import Method, Model, Scored, memory_named, teacher_forced
+from .membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
 from .metrics import (
     answer_probability,
     exact_memorization,
@@ -29,7 +23,7 @@ from .metrics import (
     perplexity,
     rouge_l_recall,
 )
-from .types import Evaluation, Group, RowScore
+from .types import Evaluation, Group, Membership, RowScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +35,6 @@ class Probe:
     request: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How rows are measured; two evaluations compare only when their methods agree."""
-
-    chat: bool = True
-    max_new_tokens: int = 32
-    max_length: int = 512
-    truncation: Truncation = "error"
-    generate_batch: int = 128
-    score_batch: int = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A teacher-forced row: log-probability of each answer token and whether the argmax was that token."""
-
-    logps: np.ndarray
-    hits: np.ndarray
-
-
-Model = PreTrainedModel | PeftModel
 OnRows = Callable[[int], None]
 
 
@@ -76,13 +49,15 @@ def evaluate(
     active: Sequence[str] | None = None,
     method: Method | None = None,
     answers: Sequence[tuple[int, ...]] | None = None,
+    scores: Sequence[Scored] | None = None,
     on_rows: OnRows = lambda _rows: None,
 ) -> Evaluation:
     """Measure ``model`` with its adapters as they are on every probe, in the order given.
 
     ``active`` are the requests that the composition suppresses. ``answers`` are greedy answers that this very
     model gave already (token ids, one per probe); without them they are generated, and ``on_rows(n)`` is
-    called as rows are answered. Perplexity of the answers is judged by the base alone, adapters disabled.
+    called as rows are answered. ``scores`` are what `teacher_forced` or `paired` gave for these very rows already.
+    Perplexity of the answers is judged by the base alone, adapters disabled.
     Deterministic on CPU. Raises :class:`AuditError` for no probes and for log-probabilities that are not
     finite, naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
     ``method.truncation`` may not cut.
@@ -100,11 +75,15 @@ def evaluate(
         answers = answer_rows(model, tokenizer, asked, method, on_rows)
     if len(answers) != len(probes):
         raise AuditError(f"expected one answer per row, got {len(answers)} answers for {len(probes)} rows")
-    scores = teacher_forced(model, tokenizer, encoded, method)
+    if scores is None:
+        scores = teacher_forced(model, tokenizer, encoded, method)
+    if [len(score.logps) for score in scores] != [len(row.answer) for row in encoded]:
+        raise AuditError("expected scores of these rows in this order, got others: measure them again")
+    texts = [str(tokenizer.decode(list(row.answer), skip_special_tokens=True)) for row in encoded]
     with disabled(model):
         judged = _judge(model, tokenizer, asked, answers, method)
     said = [str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip() for answer in answers]
-    rows = tuple(map(_row, probes, scores, said, judged))
+    rows = tuple(map(_row, probes, scores, texts, said, judged))
     seconds = time.monotonic() - started
     requests = None if active is None else tuple(active)
     return Evaluation(label, composition, precision, 0, rows, seconds, requests)
@@ -125,7 +104,7 @@ def answer_rows(
     on_rows: OnRows = lambda _rows: None,
 ) -> list[tuple[int, ...]]:
     """Greedy answers of ``model`` to each prompt, token ids. Raises `OutOfMemory`."""
-    with _memory_named("generate_batch", method.generate_batch):
+    with memory_named("generate_batch", method.generate_batch):
         return greedy(
             model,
             tokenizer,
@@ -134,46 +113,6 @@ def answer_rows(
             batch_size=method.generate_batch,
             on_batch=on_rows,
         )
-
-
-@torch.no_grad()
-def teacher_forced(
-    model: Model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], method: Method
-) -> list[Scored]:
-    """One forward per row, batched by length; results in the order of ``rows``.
-
-    Raises `AuditError` for log-probabilities that are not finite, naming the row, and `OutOfMemory`.
-    """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
-    found: dict[int, Scored] = {}
-    for start in range(0, len(order), method.score_batch):
-        picked = order[start : start + method.score_batch]
-        batch = collate([rows[i] for i in picked], pad_id(tokenizer)).to(model.device)
-        with _memory_named("score_batch", method.score_batch):
-            hidden, targets, head = answer_hidden(model, batch)
-            logits = head(hidden)
-            logps, hits = token_logprobs(logits, targets).cpu(), (logits.argmax(-1) == targets).cpu()
-        ends = np.cumsum([len(rows[i].answer) for i in picked]).tolist()
-        for i, begin, end in zip(picked, [0, *ends], ends, strict=False):
-            found[i] = Scored(logps[begin:end].numpy(), hits[begin:end].numpy())
-    for i, row in enumerate(rows):
-        if not np.isfinite(found[i].logps).all():
-            raise AuditError(f"row {row.id!r} has log-probabilities that are not finite: the model is broken")
-    return [found[i] for i in range(len(rows))]
-
-
-@contextmanager
-def _memory_named(setting: str, rows: int) -> Generator[None]:
-    """Too little memory is the user's to put right: say with what."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory measuring up to {rows} rows at once: lower max_length or max_new_tokens, take quantization "
-            f"nf4, or a Method with a smaller {setting} ({(str(error).splitlines() or ['no memory left'])[0]})"
-        ) from error
 
 
 def _judge(
@@ -193,7 +132,7 @@ def _judge(
     return [perplexity(score.logps) for score in teacher_forced(model, tokenizer, rows, method)]
 
 
-def _row(probe: Probe, score: Scored, answer: str, judged: float) -> RowScore:
+def _row(probe: Probe, score: Scored, text: str, answer: str, judged: float) -> RowScore:
     item = probe.item
     return RowScore(
         id=item.id,
@@ -210,4 +149,15 @@ def _row(probe: Probe, score: Scored, answer: str, judged: float) -> RowScore:
         prompt=item.text,
         reference=item.completion,
         answer=answer,
+        membership=membership_of(score, text),
+    )
+
+
+def membership_of(score: Scored, text: str) -> Membership:
+    """The membership scores of a row; ``text``: the answer's tokens as they were scored (a cut row has fewer)."""
+    return Membership(
+        loss=loss_score(score.logps),
+        zlib=zlib_score(score.logps, text),
+        min_k=min_k_score(score.logps),
+        min_k_plus_plus=min_k_plus_plus_score(score.logps, score.means, score.variances),
     )

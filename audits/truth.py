@@ -8,13 +8,13 @@ model was trained with it. Input that cannot be scored raises `MetricError`; no 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ks_2samp
 
-from .errors import MetricError
+from .errors import MetricError, MissingReference
 from .metrics import FloatArray, bootstrap_ci
 
 # exp() overflows a float64 beyond 709; a model that has collapsed can get there.
@@ -38,18 +38,35 @@ class ForgetQuality:
     n: int
 
 
-def truth_ratios(correct: npt.ArrayLike, wrong: npt.ArrayLike) -> FloatArray:
-    """exp(mean_k wrong_k - correct) of each row, shape (N,), > 0: below 1 where the truth is likelier.
+def truth_ratios(
+    correct: npt.ArrayLike, wrong: npt.ArrayLike, *, average: Literal["geometric", "arithmetic"] = "geometric"
+) -> FloatArray:
+    """Probability of the wrong answers over that of the right one, of each row, shape (N,), > 0: below 1 where the
+    truth is likelier.
 
     ``correct``: scores of the *paraphrased* answer, shape (N,) (of the answer itself where a set has no
-    paraphrase); ``wrong``: scores of K perturbed answers, shape (N, K).
+    paraphrase); ``wrong``: scores of K perturbed answers, shape (N, K). ``average`` of the wrong ones:
+    "geometric", exp(mean_k wrong_k - correct), as TOFU's `aggregate_eval_stat.py` and OpenUnlearning (arXiv
+    2506.12618) have it; "arithmetic", mean_k exp(wrong_k) / exp(correct), the paper's equation 1 and TOFU's
+    `utils.py`. The two differ by up to a tenth on TOFU's logs: compare figures of one kind only.
 
-    Departures: the paper's equation 1 averages the wrong answers' normalised probabilities, TOFU's released
-    code (`aggregate_eval_stat.py`) and OpenUnlearning (arXiv 2506.12618) their log-probabilities; so does
-    this. OpenUnlearning adds 1e-10 to the denominator; here the exponent is held within +-700 instead.
+    Departure: OpenUnlearning adds 1e-10 to the denominator; here the exponent is held within +-700 instead.
     """
     right, false = _scores(correct, wrong, "truth_ratios")
-    return np.exp(np.clip(false.mean(axis=1) - right, -_MAX_EXPONENT, _MAX_EXPONENT))
+    typical = _log_mean(false) if average == "arithmetic" else false.mean(axis=1)
+    return np.exp(np.clip(typical - right, -_MAX_EXPONENT, _MAX_EXPONENT))
+
+
+def truth_shares(correct: npt.ArrayLike, wrong: npt.ArrayLike) -> FloatArray:
+    """P(a) / (P(a) + P(wrong)) of each row, shape (N,), in [0, 1]: how far the model still prefers the truth.
+
+    OpenUnlearning's truth ratio (arXiv 2506.12618, `prob_mean`), which it found the most faithful of its
+    figures; its aggregate is the plain mean. P(wrong) is the geometric mean of the K perturbed answers, all
+    probabilities length-normalised. ``correct``: scores, shape (N,); ``wrong``: scores, shape (N, K).
+
+    Departure: 1e-10 in its denominator is left out here, see `truth_ratios`.
+    """
+    return 1.0 / (1.0 + truth_ratios(correct, wrong))
 
 
 def forget_truth_ratio(ratios: npt.ArrayLike) -> float:
@@ -89,10 +106,10 @@ def forget_quality(
     interval is a percentile bootstrap over rows (``n`` resamples of pairs under ``seed``): it speaks of the
     choice of rows, not of training seeds, and leans upwards where the two models hardly differ.
 
-    Raises `MetricError` without a reference: this figure does not exist then.
+    Raises `MissingReference` without a reference: this figure does not exist then.
     """
     if reference is None or np.size(reference) == 0:
-        raise MetricError(
+        raise MissingReference(
             "forget_quality: expected the truth ratios of a retain-only model, got none. Fine-tune the base on "
             "the retain rows alone (`benchmarks/tofu.py prepare` does), score the same forget rows with it and "
             "give their truth_ratios; without such a model report extraction strength and probability instead"
@@ -124,6 +141,12 @@ def model_utility(values: npt.ArrayLike) -> float:
     if not ((nine >= 0.0) & (nine <= 1.0)).all():
         raise MetricError(f"model_utility: expected figures between 0 and 1, got {nine.tolist()}")
     return float(9.0 / (1.0 / nine).sum()) if nine.all() else 0.0
+
+
+def _log_mean(scores: FloatArray) -> FloatArray:
+    """log mean_k exp(scores) of each row, without underflow."""
+    top = scores.max(axis=1)
+    return np.log(np.exp(scores - top[:, None]).mean(axis=1)) + top
 
 
 def _gaps(ours: FloatArray, theirs: FloatArray) -> FloatArray:

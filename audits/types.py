@@ -13,12 +13,37 @@ from typing import Literal, get_args
 
 from .errors import RecordError
 
-Group = Literal["forget", "paraphrase", "neighbour", "retain"]
+Group = Literal["forget", "paraphrase", "heldout", "entailed", "format", "neighbour", "unrelated", "retain"]
+"""What a row is measured for: `FORGET_SIDE` must be gone, `KEEP_SIDE` must stand (docs/audits.md, Scope)."""
 Outcome = Literal["passed", "failed", "not measured"]
 Verdict = Literal["pass", "fail"]
 Json = dict[str, object]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
+FORGET_SIDE: tuple[Group, ...] = ("forget", "paraphrase", "heldout", "entailed", "format")
+KEEP_SIDE: tuple[Group, ...] = ("neighbour", "unrelated", "retain")
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Membership scores of one row (`membership.py`), higher = less like a training row; Min-K at k = 0.4.
+
+    Raises RecordError for figures that are not finite, or below 0 where that cannot be.
+    """
+
+    loss: float
+    zlib: float
+    min_k: float
+    min_k_plus_plus: float
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "zlib", "min_k"):
+            _in_range(f"membership: {name}", getattr(self, name), 0.0)
+        _in_range("membership: min_k_plus_plus", self.min_k_plus_plus, -math.inf)
+
+    def to_json(self) -> Json:
+        """Plain JSON types."""
+        return {name: float(getattr(self, name)) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +54,8 @@ class RowScore:
     forget request it belongs to, None for rows shared by all. `n_tokens` counts the reference's tokens.
     `mentioned`: whether the generated answer names a keyword; None for a row that has no keywords. `fluency`
     is `metrics.ngram_entropy` in bits; `perplexity` is the unadapted base's of the generated answer, None
-    only where the model said nothing (a document row is not asked anything).
+    only where the model said nothing (a document row is not asked anything). `membership` is always there in
+    what `evaluate` measures; a row put together from other figures may go without.
 
     Raises RecordError when a figure is outside its range; the message names the row, never its text.
     """
@@ -48,6 +74,7 @@ class RowScore:
     prompt: str = field(repr=False)
     reference: str = field(repr=False)
     answer: str = field(repr=False)
+    membership: Membership | None = None
 
     def __post_init__(self) -> None:
         where = f"row {self.id!r}"
@@ -81,6 +108,7 @@ class RowScore:
             "mentioned": None if self.mentioned is None else bool(self.mentioned),
             "fluency": float(self.fluency),
             "perplexity": None if self.perplexity is None else float(self.perplexity),
+            "membership": None if self.membership is None else self.membership.to_json(),
         }
         texts: Json = {"prompt": self.prompt, "reference": self.reference, "answer": self.answer}
         return figures | texts if reveal else figures

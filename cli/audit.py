@@ -13,8 +13,11 @@ from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
+    EntailedOption,
     Format,
     FormatOption,
+    FormatRowsOption,
+    HeldoutOption,
     HtmlOption,
     JsonOption,
     ModelOption,
@@ -22,6 +25,7 @@ from .options import (
     RegistryOption,
     RevealOption,
     SetOption,
+    UnrelatedOption,
 )
 from .output import emit, emit_table, progress, talk
 from .records import audit_json
@@ -29,6 +33,7 @@ from .reports import findings_text, write_reports
 
 if TYPE_CHECKING:
     from ..audits import AuditReport
+    from ..recipes.data import RequestData
     from ..recipes.recipe import Recipe
 
 app = typer.Typer(help="Audits of releases and adapters.", no_args_is_help=True)
@@ -64,6 +69,10 @@ def run(
     ] = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="With --adapter: kept rows.")] = None,
     neighbours: Annotated[list[str] | None, typer.Option("--neighbours", help="With --adapter.")] = None,
+    heldout: HeldoutOption = None,
+    entailed: EntailedOption = None,
+    format_rows: FormatRowsOption = None,
+    unrelated: UnrelatedOption = None,
     suite: Annotated[str, typer.Option("--suite", help=f"{', '.join(SUITES)}.")] = "quick",
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
@@ -80,12 +89,17 @@ def run(
     precision come from the recipe.
     """
     from ..recipes.bench import open_bench
+    from ..recipes.data import load_request_data
     from ..recipes.recipe import load_recipe
 
     if (release is None) == (adapter is None):
         raise typer.BadParameter("expected either --release CHANNEL or --adapter DIR")
     if less and release is None:
         raise typer.BadParameter("--without needs --release CHANNEL")
+    if adapter is None and (heldout or entailed or format_rows or unrelated):
+        raise typer.BadParameter(
+            "--heldout, --entailed, --format-rows and --unrelated go with --adapter: a request brings its own"
+        )
     if drop_repairs and not less:
         raise typer.BadParameter("--drop-repairs needs --without REQUEST")
     if suite not in SUITES:
@@ -102,7 +116,16 @@ def run(
                     reg, measured, open_bench(model, chosen), chosen, actor, bars
                 )
         else:
-            report = _of_adapter(model, chosen, adapter, forget, retain or [], neighbours or [], bars)
+            data = load_request_data(
+                forget or "",
+                retain or [],
+                neighbours or [],
+                heldout=heldout or [],
+                entailed=entailed or [],
+                formats=format_rows or [],
+                unrelated=unrelated or [],
+            )
+            report = _of_adapter(model, chosen, adapter, data, bars)
             record = None
     write_reports(report, html, json, reveal)
     talk.print(findings_text(report), soft_wrap=True)
@@ -166,20 +189,16 @@ def _of_adapter(
     model: str,
     recipe: Recipe,
     adapter: Path | None,
-    forget: str | None,
-    retain: list[str],
-    neighbours: list[str],
+    data: RequestData,
     bars: Any,
 ) -> AuditReport:
     from ..adapters import read_adapter
     from ..recipes.audit import audit_composition
     from ..recipes.bench import open_bench
-    from ..recipes.data import load_request_data
     from ..registry import compose
 
-    if adapter is None or forget is None:
+    if adapter is None:
         raise typer.BadParameter("expected --adapter DIR and --forget FILE")
-    data = load_request_data(forget, retain, neighbours)
     digest = read_adapter(adapter).digest
     bars.phase("Loading the base")
     bench = open_bench(model, recipe)

@@ -21,9 +21,9 @@ from efface.audits import (
     answer_rows,
     exact_memorization,
     extraction_strength,
+    is_gibberish,
     ngram_entropy,
     perplexity,
-    repetition,
     rouge_l_recall,
 )
 from efface.audits.run import Scored, teacher_forced
@@ -41,9 +41,6 @@ from .data import Row, Split
 Model = PreTrainedModel | PeftModel
 
 METHOD = Method(chat=True, max_new_tokens=48, generate_batch=128, score_batch=16)
-# Under the original model: an answer that is this odd to it, or repeats itself this much, is no language.
-GIBBERISH_PERPLEXITY = 500.0
-GIBBERISH_REPETITION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +161,6 @@ def kept(found: Sequence[Answered], *, choice: bool) -> dict[str, Any]:
         "rouge_l": _mean(rouge_l_recall(a.row.answer, a.said) for a in found),
         "truth_ratio": retain_truth_ratio(truth_ratios(correct, wrong)),
     }
-
-
-def is_gibberish(text: str, oddness: float) -> bool:
-    """Whether ``text`` is no language: without a letter, going in circles, or very odd to the original model."""
-    silent = not any(char.isalpha() for char in text)
-    return silent or repetition(text) > GIBBERISH_REPETITION or oddness > GIBBERISH_PERPLEXITY
 
 
 def _perplexities(judge: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:

@@ -25,12 +25,13 @@ from efface.adapters import (
 from efface.adapters.encode import eos_id, pad_id
 from efface.adapters.errors import TrainingError
 from efface.adapters.objectives import OBJECTIVES
+from efface.audits.gibberish import MAX_PERPLEXITY
 from efface.recipes import Recipe, load_recipe
 
 from . import machine
 from .alternates import REFUSED, encoded, plausible, refusals
 from .data import Row, Split, short_digest
-from .evaluate import GIBBERISH_PERPLEXITY, METHOD, evaluate
+from .evaluate import METHOD, evaluate
 
 OnStep = Callable[[StepReport], None]
 
@@ -61,7 +62,7 @@ class Run:
 
     def file(self, bench: Bench) -> Path:
         """Where its result lies: another setting, model, row or way of measuring is another file."""
-        measured = [asdict(METHOD), GIBBERISH_PERPLEXITY, bench.full.name, bench.retain.name]
+        measured = [asdict(METHOD), MAX_PERPLEXITY, bench.full.name, bench.retain.name]
         settings = self.recipe.digest if self.recipe else ""
         key = short_digest([bench.split.digest, measured, self.precision, settings])
         return bench.cache / "runs" / f"{self.label}-{self.precision}-s{self.seed}-{key}.json"

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from tofu_protocol.alternates import REFUSALS, refusals
 from tofu_protocol.data import load_split
-from tofu_protocol.evaluate import is_gibberish
 from tofu_protocol.table import Against, page, summary, targets
 from tofu_protocol.tune import grid, score
 
@@ -64,20 +63,6 @@ def test_refusals_follow_the_seed(tofu: Path) -> None:
     rows = load_split(tofu, retain=10, seen=5, facts=3).retain
     assert refusals(rows, 1) == refusals(rows, 1) != refusals(rows, 2)
     assert {answer for (answer,) in refusals(rows, 1).values()} <= set(REFUSALS)
-
-
-@pytest.mark.parametrize(
-    ("text", "oddness", "expected"),
-    [
-        ("A quiet author from Kuwait.", 20.0, False),
-        ("A quiet author from Kuwait.", 5000.0, True),
-        ("", 2.0, True),
-        ("1956.", 2.0, True),
-        ("a a a a a a a a a a", 2.0, True),
-    ],
-)
-def test_gibberish(text: str, oddness: float, expected: bool) -> None:
-    assert is_gibberish(text, oddness) is expected
 
 
 def record(

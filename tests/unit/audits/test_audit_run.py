@@ -1,8 +1,9 @@
 """`evaluate` against every figure worked out by hand from full logits, one row at a time."""
 
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from efface.adapters.errors import ModelError
 from efface.adapters.lora import attach
 from efface.adapters.model import Base, load_base
 from efface.audits.errors import AuditError, OutOfMemory
+from efface.audits.forced import paired, teacher_forced
 from efface.audits.metrics import ngram_entropy
 from efface.audits.run import Method, Model, Probe, answer_rows, evaluate, question_ids
 from efface.audits.types import Evaluation, RowScore
@@ -75,6 +77,19 @@ def logps_by_hand(model: Model, row: Encoded) -> list[float]:
     return full_logps(model, collate([row], PAD))[0, len(row.prompt) :].tolist()
 
 
+def min_k_plus_plus_by_hand(model: Model, row: Encoded, k: float = 0.4) -> float:
+    """From all logits in float64, token by token."""
+    whole = logits(model, torch.tensor([row.prompt + row.answer]))[0].double()
+    scores = []
+    for i, token in enumerate(row.answer, start=len(row.prompt)):
+        p = torch.softmax(whole[i - 1], -1)
+        mean = float((p * p.log()).sum())
+        variance = float((p * p.log() ** 2).sum()) - mean**2
+        scores.append((math.log(p[token]) - mean) / math.sqrt(variance))
+    lowest = sorted(scores)[: max(1, int(len(scores) * k))]
+    return -sum(lowest) / len(lowest)
+
+
 def common_words(one: list[str], other: list[str]) -> int:
     """Length of the longest common subsequence."""
     if not one or not other:
@@ -116,6 +131,15 @@ def check(
     assert found.fluency == ngram_entropy(said)
     expected = perplexity_by_hand(bench.base.model, asked, answer, METHOD.max_new_tokens)
     assert found.perplexity == pytest.approx(expected, rel=1e-4)
+    assert found.membership is not None
+    text = bench.base.tokenizer.decode(list(row.answer), skip_special_tokens=True)
+    lowest = sorted(logps)[: max(1, int(0.4 * n))]
+    assert found.membership.loss == pytest.approx(-sum(logps) / n, **close)
+    assert found.membership.zlib == pytest.approx(
+        -sum(logps) / n / len(zlib.compress(text.encode())), **close
+    )
+    assert found.membership.min_k == pytest.approx(-sum(lowest) / len(lowest), **close)
+    assert found.membership.min_k_plus_plus == pytest.approx(min_k_plus_plus_by_hand(model, row), rel=1e-3)
     assert (found.prompt, found.reference, found.answer) == (probe.item.text, probe.item.completion, said)
 
 
@@ -166,9 +190,9 @@ def test_measuring_twice_is_the_same_and_leaves_the_adapter_on(bench: Bench) -> 
 def test_batch_sizes_do_not_matter(bench: Bench, score: int, generate: int) -> None:
     found = measure(bench, bench.worn, method=replace(METHOD, score_batch=score, generate_batch=generate))
     for row, other in zip(found.rows, measure(bench, bench.worn).rows, strict=True):
-        assert replace(row, probability=0.5, perplexity=1.0) == replace(
-            other, probability=0.5, perplexity=1.0
-        )
+        rounded = {"probability": 0.5, "perplexity": 1.0, "membership": None}
+        assert replace(row, **rounded) == replace(other, **rounded)  # type: ignore[arg-type]
+        assert astuple(row.membership) == pytest.approx(astuple(other.membership), rel=1e-4)  # type: ignore[arg-type]
         assert row.probability == pytest.approx(other.probability, abs=1e-5)
         assert row.perplexity == pytest.approx(other.perplexity, rel=1e-5)
 
@@ -205,6 +229,19 @@ def test_the_models_own_answers_given_back_change_nothing(bench: Bench) -> None:
     answers = answer_rows(bench.worn, bench.base.tokenizer, asked, METHOD)
     given = measure(bench, bench.worn, answers=answers)
     assert replace(given, seconds=0.0) == replace(measure(bench, bench.worn), seconds=0.0)
+
+
+def test_scores_of_a_shared_pass_are_used_and_no_row_is_run_again(bench: Bench) -> None:
+    found = paired(bench.worn, bench.base.tokenizer, bench.rows, METHOD)
+    given = measure(bench, bench.worn, scores=[pair.after for pair in found])
+    assert replace(given, seconds=0.0) == replace(measure(bench, bench.worn), seconds=0.0)
+
+
+def test_scores_of_other_rows_are_refused(bench: Bench) -> None:
+    scores = teacher_forced(bench.worn, bench.base.tokenizer, bench.rows, METHOD)
+    for other in (scores[:-1], scores[::-1]):
+        with pytest.raises(AuditError, match="expected scores of these rows in this order"):
+            measure(bench, bench.worn, scores=other)
 
 
 def test_answers_for_other_rows_are_refused(bench: Bench) -> None:

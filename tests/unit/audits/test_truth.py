@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hmean, ks_2samp
 
-from efface.audits.errors import MetricError
+from efface.audits.errors import MetricError, MissingReference
 from efface.audits.truth import (
     choice_probabilities,
     forget_quality,
@@ -16,6 +16,7 @@ from efface.audits.truth import (
     model_utility,
     retain_truth_ratio,
     truth_ratios,
+    truth_shares,
 )
 
 
@@ -34,6 +35,68 @@ def test_truth_ratio_is_that_of_tofus_code() -> None:
     assert ratios == pytest.approx(wrong / (correct + 1e-10))
     assert forget_truth_ratio(ratios) == pytest.approx(np.minimum(ratios, 1 / (ratios + 1e-10)).mean())
     assert retain_truth_ratio(ratios) == pytest.approx(np.maximum(0, 1 - ratios).mean())
+
+
+def test_truth_ratio_of_the_paper_averages_probabilities() -> None:
+    # Wrong answers at 0.1 and 0.4: arithmetic mean 0.25.
+    wrong = np.log([[0.1, 0.4], [0.1, 0.4]])
+    assert truth_ratios(np.log([0.5, 0.1]), wrong, average="arithmetic") == pytest.approx([0.5, 2.5])
+    far = truth_ratios([-5000.0, -1.0], [[-1.0, -2.0], [-5000.0, -5001.0]], average="arithmetic")
+    assert np.isfinite(far).all()
+
+
+def test_open_unlearnings_truth_ratio_by_hand() -> None:
+    wrong = np.log([[0.1, 0.4], [0.1, 0.4], [0.2, 0.2]])
+    assert truth_shares(np.log([0.4, 0.1, 0.2]), wrong) == pytest.approx([2 / 3, 1 / 3, 0.5])
+    assert truth_shares([-5000.0], [[-1.0]]) == pytest.approx([0.0])  # no memory
+    assert truth_shares([0.0], [[-5000.0]]) == pytest.approx([1.0])  # perfect memory, one wrong answer
+
+
+LOSSES = st.integers(1, 12).flatmap(
+    lambda n: st.integers(1, 5).flatmap(
+        lambda k: st.tuples(
+            st.lists(st.floats(0, 12), min_size=n, max_size=n),
+            st.lists(st.lists(st.floats(0, 12), min_size=k, max_size=k), min_size=n, max_size=n),
+        )
+    )
+)
+
+
+@given(LOSSES)
+def test_every_figure_is_what_the_definitions_give_row_by_row(
+    losses: tuple[list[float], list[list[float]]],
+) -> None:
+    """A second implementation: plain Python floats, probabilities first, one row at a time."""
+    right = [math.exp(-loss) for loss in losses[0]]
+    wrong = [[math.exp(-loss) for loss in row] for row in losses[1]]
+    typical = [math.prod(row) ** (1 / len(row)) for row in wrong]
+    ratios = [w / c for c, w in zip(right, typical, strict=True)]
+    correct, false = -np.array(losses[0]), -np.array(losses[1])
+    found = truth_ratios(correct, false)
+    assert found == pytest.approx(ratios, rel=1e-6)
+    paper = [sum(row) / len(row) / c for c, row in zip(right, wrong, strict=True)]
+    assert truth_ratios(correct, false, average="arithmetic") == pytest.approx(paper, rel=1e-6)
+    # OpenUnlearning's with its 1e-10
+    shares = [c / (c + w + 1e-10) for c, w in zip(right, typical, strict=True)]
+    assert truth_shares(correct, false) == pytest.approx(shares, abs=1e-4)
+    chosen = [c / (c + sum(row)) for c, row in zip(right, wrong, strict=True)]
+    assert choice_probabilities(correct, false) == pytest.approx(chosen, rel=1e-6)
+    n = len(ratios)
+    assert forget_truth_ratio(found) == pytest.approx(sum(min(r, 1 / r) for r in ratios) / n, rel=1e-6)
+    kept = sum(max(0.0, 1 - r) for r in ratios) / n
+    assert retain_truth_ratio(found) == pytest.approx(kept, rel=1e-6, abs=1e-12)
+
+
+@given(LOSSES, st.integers(0, 99))
+def test_forget_quality_is_the_largest_gap_between_two_staircases(
+    losses: tuple[list[float], list[list[float]]], seed: int
+) -> None:
+    ours = truth_ratios(-np.array(losses[0]), -np.array(losses[1]))
+    theirs = np.random.default_rng(seed).lognormal(0, 2, len(ours))
+    steps = [
+        abs(sum(a <= x for a in ours) - sum(b <= x for b in theirs)) / len(ours) for x in (*ours, *theirs)
+    ]
+    assert forget_quality(ours, theirs, n=2).statistic == pytest.approx(max(steps))
 
 
 def test_truth_ratio_of_a_collapsed_model_stays_finite() -> None:
@@ -97,7 +160,7 @@ def test_forget_quality_is_the_same_for_a_seed() -> None:
 
 @pytest.mark.parametrize("reference", [None, [], np.array([])])
 def test_forget_quality_without_a_reference_says_how_to_get_one(reference) -> None:
-    with pytest.raises(MetricError, match=r"retain-only model.*tofu\.py prepare"):
+    with pytest.raises(MissingReference, match=r"retain-only model.*tofu\.py prepare"):
         forget_quality([1.0], reference)
 
 
@@ -115,7 +178,7 @@ def test_ratios_that_are_none_are_refused(figure, bad) -> None:
         figure(bad)
 
 
-@pytest.mark.parametrize("figure", [truth_ratios, choice_probabilities])
+@pytest.mark.parametrize("figure", [truth_ratios, truth_shares, choice_probabilities])
 @pytest.mark.parametrize(
     ("correct", "wrong"),
     [
