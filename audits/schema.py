@@ -23,6 +23,15 @@ TEXTS = ("prompt", "reference", "answer")
 """What a row says: in no row of a masked report."""
 
 
+class MembershipDocument(TypedDict):
+    """Membership scores of a row: higher is less like a row that was trained on."""
+
+    loss: float
+    zlib: float
+    min_k: float
+    min_k_plus_plus: float
+
+
 class RowDocument(TypedDict):
     """One question under one composition. The texts are there only where `masked` is false."""
 
@@ -37,6 +46,7 @@ class RowDocument(TypedDict):
     mentioned: bool | None
     fluency: float
     perplexity: float | None
+    membership: NotRequired[MembershipDocument | None]
     prompt: NotRequired[str]
     reference: NotRequired[str]
     answer: NotRequired[str]

@@ -98,6 +98,9 @@ def test_a_report_of_before_attacks_and_suites_conforms() -> None:
     document = plain(report())
     for name in ("attacks", "suite", "claim_evidence"):
         del document[name]
+    for one in document["evaluations"]:
+        for scored in one["rows"]:
+            del scored["membership"]
     VALIDATOR.validate(document)
 
 
