@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from ..audits import AuditReport, Evaluation, Finding, Probe, check
+from ..audits import AuditReport, Claim, Evaluation, Finding, Probe, check
 from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
 from .data import RequestData, from_payload
@@ -20,20 +20,19 @@ from .progress import Progress
 from .recipe import Recipe
 
 SUITE = "quick/1"
-CLAIM_WORDS = (
-    "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it everything."
-)
+CLAIM_WORDS: Mapping[Claim, str] = {
+    "suppressed": "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it "
+    "everything.",
+    "consolidated": "Consolidated once the base is withdrawn: the forgetting is in the weights, "
+    "and whoever has both can subtract them.",
+    "erased": "Erased: this model was trained without the rows, or the part that learned them was made again.",
+}
+"""The end of what was asked: what the answer to it is worth."""
 
 
 def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, RequestData]:
     """The rows of each request, out of the vault. Raises what the registry raises."""
     return {request: from_payload(read_payload(registry, request)) for request in requests}
-
-
-MERGED_WORDS = (
-    "Consolidated once the base is withdrawn: the forgetting is in the weights, "
-    "and whoever has both can subtract them."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +110,19 @@ def report_of(
     active: Sequence[str],
     between: Sequence[Evaluation] = (),
     shredded: Sequence[str] = (),
-    removable: bool = True,
+    claim: Claim = "suppressed",
+    claim_evidence: Sequence[str] = (),
     note: str = "",
 ) -> AuditReport:
     """Gate ``after`` against ``before`` and put everything that was measured into one document.
 
-    ``removable``: what was measured is an adapter, which suppresses, and not merged weights. ``note`` is said at the
-    end of what was asked.
+    ``claim``: what is claimed if it passes; more than *suppressed*, which is what an adapter does, needs sentences of
+    ``claim_evidence`` that say what it rests on. ``note`` is said at the end of what was asked.
     """
     return AuditReport(
         title=title,
         asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
-        + (CLAIM_WORDS if removable else MERGED_WORDS)
+        + CLAIM_WORDS[claim]
         + note,
         evaluations=(before, *between, after),
         findings=(*check(before, after, recipe.gates), *map(_not_measured, shredded)),
@@ -137,6 +137,8 @@ def report_of(
         },
         environment=environment(bench),
         reproduce=("efface audit run --release CHANNEL --model BASE",),
+        claim=claim,
+        claim_evidence=tuple(claim_evidence),
     )
 
 
