@@ -20,6 +20,7 @@ from efface.registry.locations import locate
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "registry.md").read_text(encoding="utf-8")
+AUDITS_PAGE = (DOCS / "audits.md").read_text(encoding="utf-8")
 JSON_PAGE = (DOCS / "cli-json.md").read_text(encoding="utf-8")
 WITH_A_MODEL = {
     "unlearn",
@@ -99,21 +100,25 @@ def test_urls_of_the_page_are_taken(url: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_links_are_there() -> None:
-    for page in (PAGE, JSON_PAGE):
-        for link in re.findall(r"\]\(([^)#]+)\)", page):
+    for page in (PAGE, JSON_PAGE, AUDITS_PAGE):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page):
             assert (DOCS / link).exists(), link
 
 
-def blocks() -> list[tuple[str, list[list[str]]]]:
+def blocks(page: str = PAGE) -> list[tuple[str, list[list[str]]]]:
     """Each shell block of the page: its kind, and its commands as words."""
-    found = re.findall(r"```sh( model)?\n(.*?)```", PAGE, re.DOTALL)
+    found = re.findall(r"```sh( model)?\n(.*?)```", page, re.DOTALL)
     return [
         (kind.strip(), [shlex.split(line, comments=True) for line in text.splitlines()])
         for kind, text in found
     ]
 
 
-@pytest.mark.parametrize("words", [words for _, block in blocks() for words in block], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [words for page in (PAGE, AUDITS_PAGE) for _, block in blocks(page) for words in block],
+    ids=" ".join,
+)
 def test_every_command_parses(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     rest = words[1:]
