@@ -84,7 +84,7 @@ def unlearning_depth(
 def _layers(drops: npt.ArrayLike, baseline: npt.ArrayLike, threshold: float) -> tuple[FloatArray, FloatArray]:
     if not threshold >= 0.0:
         raise MetricError(f"depth_score: expected a threshold >= 0 nats, got {threshold}")
-    found, gaps = _rows([drops], [baseline])
+    found, gaps = _rows(np.asarray(drops)[None], np.asarray(baseline)[None])
     return found[0], gaps[0]
 
 
