@@ -50,6 +50,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 
 
+_FIRST_GATES = (
+    *("max_mention_rate_forget", "max_mention_rate_paraphrase", "max_probability_ratio_forget"),
+    *("max_extraction_strength_forget", "max_rouge_ratio_forget", "min_probability_ratio_retain"),
+    *("min_probability_ratio_neighbour", "min_mention_ratio_retain", "min_mention_ratio_neighbour"),
+    *("min_fluency_ratio", "max_perplexity_ratio"),
+)
+"""Those that every recipe digest covers, set or not."""
+
+
 class Bound(BaseModel):
     """`efface.adapters.Constraint`, checked."""
 
@@ -191,9 +200,13 @@ class Recipe(BaseModel):
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def values(self) -> dict[str, Any]:
-        """The effective values as JSON. ``stacking`` only where it asks for something: it came later, and recipes from
+        """The effective values as JSON. ``stacking`` and later gates only where they ask for something: recipes from
         before keep their digest."""
-        return self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
+        values = self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
+        usual = Thresholds().model_dump(mode="json")
+        gates = values["gates"].items()
+        values["gates"] = {name: v for name, v in gates if name in _FIRST_GATES or v != usual[name]}
+        return values
 
     @property
     def penalised(self) -> bool:

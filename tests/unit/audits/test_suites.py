@@ -35,8 +35,7 @@ def test_quick_is_what_releases_were_audited_with_before_there_were_others() -> 
 
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     suite = load_suite(
-        write(tmp_path, "version: 3\ndescription: ours\nparts: [rows, drift]\nattacks: [adapter/off]\n"),
-        ["adapter/off"],
+        write(tmp_path, "version: 3\ndescription: ours\nparts: [rows, drift]\nattacks: [adapter/off]\n")
     )
     assert (suite.title, suite.parts) == ("mine/3", ("rows", "drift"))
 
@@ -44,7 +43,7 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
 def test_every_problem_at_once_with_what_was_meant(tmp_path: Path) -> None:
     text = "version: 0\nparts: [drifts]\nattacks: [adapter/of, UPPER]\nseeds: 3\n"
     with pytest.raises(InvalidSuite) as caught:
-        load_suite(write(tmp_path, text), ["adapter/off"])
+        load_suite(write(tmp_path, text))
     said = str(caught.value)
     for part in (
         "`version`",
