@@ -54,6 +54,7 @@ VERBS: dict[str, Any] = {
     "release push": acts.PushRecord,
     "release pull": acts.PullRecord,
     "audit run": acts.AuditRunRecord,
+    "audit suites": acts.SuiteRecord | list[acts.SuiteRecord],
     "audit show": acts.AuditDocument | list[things.AuditRecord],
     "audit reversible": proofs.ReversibilityRecord,
     "audit sign": proofs.SignedReport,

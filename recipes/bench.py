@@ -25,6 +25,7 @@ from ..adapters import (
 from ..audits import Evaluation, Method, Probe, RowScore, answer_rows, evaluate, question_ids
 from ..registry import Composition, compose
 from .data import Row
+from .plan import Plan
 from .progress import Progress, Silent
 from .recipe import Recipe
 from .row_cache import RowMemory, method_digest
@@ -41,6 +42,7 @@ class Bench:
     ``answers`` (greedy, by composition and prompt) and ``scores`` (by composition and row) are reused only for
     the same composition digest, which covers base, precision, adapters and weights. ``references``: what training
     asked of its reference policy, by the same digest. ``memory``: figures of rows from runs before this one, on disk.
+    ``plan``: the suite that audits here run; quick by default.
     """
 
     base: Base
@@ -49,6 +51,7 @@ class Bench:
     scores: dict[Key, RowScore] = field(default_factory=dict)
     references: dict[str, ReferenceCache] = field(default_factory=dict)
     memory: RowMemory | None = None
+    plan: Plan | None = None
 
     @property
     def bare(self) -> Composition:
@@ -60,10 +63,13 @@ class Bench:
         return self.references.setdefault(policy, ReferenceCache(policy))
 
 
-def open_bench(model: str | Path, recipe: Recipe) -> Bench:
+def open_bench(
+    model: str | Path, recipe: Recipe, *, memory: RowMemory | None = None, plan: Plan | None = None
+) -> Bench:
     """Load ``model`` at the recipe's precision. Raises `ModelError`."""
     base = load_base(model, recipe.quantization)
-    return Bench(base, recipe.method(has_chat_template=bool(base.tokenizer.chat_template)))
+    method = recipe.method(has_chat_template=bool(base.tokenizer.chat_template))
+    return Bench(base, method, memory=memory, plan=plan)
 
 
 @contextmanager

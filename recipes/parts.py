@@ -24,11 +24,13 @@ from ..audits import (
     knowledge_memorization,
     mean_drift,
     paired,
+    patched_drops,
     priv_leak,
     probability_drift,
     reference_score,
     row_kl,
     s_mia,
+    unlearning_depth,
     verbatim_memorization,
 )
 from ..audits.forced import Scored, teacher_forced
@@ -154,6 +156,19 @@ def drift(seen: Seen, _reference: Base | None) -> Figures:
                 found |= {f"drift/{group}/{name}": value.mean}
                 found |= {f"drift/{group}/{name}_low": value.low, f"drift/{group}/{name}_high": value.high}
     return found
+
+
+def patching(seen: Seen, reference: Base | None) -> Figures:
+    """Unlearning Depth Score: how far the hidden states of the audited model have lost what the base knows."""
+    rows = _own(seen)
+    if seen.checkpoint or seen.folder is None:
+        raise NothingToMeasure("no adapter to patch with: it compares the base with and without one")
+    with seen.side("after") as (bench, model, _):
+        drops = patched_drops(model, bench.base.tokenizer, rows, bench.method)
+        other = patched_drops(model, bench.base.tokenizer, rows, bench.method, source=reference or "withheld")
+    depth = unlearning_depth([one.drops for one in drops], [one.drops for one in other], seed=seen.seed)
+    names = ("score", "low", "high", "n", "skipped")
+    return {f"patching/{name}": float(getattr(depth, name)) for name in names}
 
 
 def muse(seen: Seen, reference: Base | None) -> Figures:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..adapters import Encoded
-from ..audits import AuditError, Method, Probe, RowScore, hash_row
+from ..audits import AuditError, Membership, Method, Probe, RowScore, hash_row
 
 FIGURES = "1"
 """Raise it when a figure of `RowScore` comes to mean something else: older entries are not used then."""
@@ -95,18 +95,14 @@ class RowCache:
 class RowMemory:
     """A cache as one audit uses it: the keys of its requests, and how many rows it had already.
 
-    ``keys``: by request, `efface.registry.row_key`; None stands for rows of no request, and for those of a request that
-    has no key of its own. ``reads`` is False where answers are to be shown, which the cache does not have.
+    ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads`` is False where
+    answers are to be shown, which the cache does not have.
     """
 
-    keys: Mapping[str | None, bytes] = field(repr=False)
+    key: Callable[[str | None], bytes] = field(repr=False)
     cache: RowCache | None = None
     reads: bool = True
     hits: dict[str, int] = field(default_factory=dict[str, int])
-
-    def key(self, request: str | None) -> bytes:
-        """The key that rows of ``request`` are hashed under."""
-        return self.keys.get(request) or self.keys[None]
 
     def name(self, composition: str, method: str, probe: Probe, row: Encoded) -> str:
         """The name of an entry: everything that decides its figures, hashed under the row's key."""
@@ -186,10 +182,14 @@ def _read_key(path: Path) -> bytes | None:
 def _score(probe: Probe, figures: Mapping[str, Any]) -> RowScore:
     item = probe.item
     texts = {"prompt": item.text, "reference": item.completion, "answer": ""}
-    return RowScore(id=item.id, request=probe.request, group=probe.group, **texts, **figures)
+    scores = figures["membership"] and Membership(**figures["membership"])
+    rest = {name: value for name, value in figures.items() if name != "membership"}
+    return RowScore(id=item.id, request=probe.request, group=probe.group, **texts, **rest, membership=scores)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Membership):
+        return value.to_json()
     return value.item() if hasattr(value, "item") else value
 
 

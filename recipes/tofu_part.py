@@ -8,7 +8,6 @@ import numpy as np
 
 from ..adapters import Base, Item, encode_all
 from ..audits import (
-    InvalidSuite,
     answer_probability,
     choice_probabilities,
     forget_quality,
@@ -19,6 +18,7 @@ from ..audits import (
     truth_ratios,
 )
 from ..audits.forced import teacher_forced
+from ..audits.suites import InvalidSuite
 from .bench import Bench, ask
 from .data import Row
 from .parts import Figures, Model, NothingToMeasure, Seen

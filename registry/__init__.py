@@ -25,7 +25,7 @@ from .collect import collect, plan_collection
 from .compositions import compose, without
 from .deadlines import effective, overdue
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound, RegistryError
-from .gates import gate_channel
+from .gates import channel_gates, gate_channel
 from .ledger import log, rebuild
 from .registry import Registry
 from .releases import (
@@ -107,6 +107,7 @@ __all__ = [
     "adapter_for_request",
     "approve_release",
     "canonical",
+    "channel_gates",
     "channels",
     "close_request",
     "collect",

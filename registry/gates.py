@@ -97,6 +97,13 @@ def check_gates(asked: Mapping[str, str], judged: Mapping[str, str] | None, *, b
         )
 
 
+def channel_gates(reg: Registry, channel: str) -> dict[str, str]:
+    """The gates of a channel, which need not exist yet."""
+    checks.channel(channel)
+    with reg.read() as db:
+        return of_channel(db, channel)
+
+
 def of_channel(db: Tables, channel: str) -> dict[str, str]:
     """The gates of a channel, inside a transaction."""
     return stored((db.get("channel", channel) or {}).get("gates"))

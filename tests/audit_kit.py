@@ -68,7 +68,7 @@ def report(**changes: object) -> AuditReport:
         "before": "base",
         "after": "+ q1",
         "created_at": "2026-01-31T12:00:00Z",
-        "thresholds": Thresholds().model_dump(),
+        "thresholds": Thresholds().flat(),
         "digests": {"base": "sha256:" + "cd" * 32},
         "environment": {"torch": "2.13.0"},
         "reproduce": ("efface audit run --suite first",),

@@ -31,7 +31,7 @@ def base(tiny_llama: Path):
 
 
 def memory(folder: Path, **changes: object) -> RowMemory:
-    return RowMemory(KEYS, open_cache(folder), **changes)  # type: ignore[arg-type]
+    return RowMemory(KEYS.__getitem__, open_cache(folder), **changes)  # type: ignore[arg-type]
 
 
 def bench(base, found: RowMemory | None, **changes: object) -> Bench:
@@ -76,7 +76,7 @@ def test_whatever_decides_a_figure_makes_another_entry(base, tmp_path: Path, wha
     if what == "precision":
         at = bench(replace(base, quantization="bf16"), later)
     if what == "key":
-        at = bench(base, replace(later, keys={None: b"2" * 32, "q1": b"3" * 32}))
+        at = bench(base, replace(later, key={None: b"2" * 32, "q1": b"3" * 32}.__getitem__))
     if what == "keywords":
         probes = tuple(replace(p, item=replace(p.item, keywords=("paris", "tokyo"))) for p in PROBES)
     if what == "answer":
