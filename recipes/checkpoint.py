@@ -18,8 +18,8 @@ from .sources import require_tokenizer
 from .suite import run_suite
 
 _OWN = (
-    "It is a checkpoint of its own, without an adapter. How it was made, and that the model before is withdrawn, is the "
-    "word of whoever made it: no audit can see that."
+    "It is a checkpoint of its own, without an adapter. How it was made, and that the model before is withdrawn, is "
+    "the word of whoever made it: no audit can see that."
 )
 
 
