@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .charts import TICKS, anchor_at, figure
-from .markup import Markup, element, join
+from .markup import EMPTY, Markup, element, join
 from .svg import Marker, canvas, circle, diamond, label, line, square, swatch, triangle
 
 MOST_SERIES = 6
 """As many as there are distinct lines: colours, dashes and marks."""
 HEIGHT, TOP, BELOW = 240, 14, 44
+_NEAR, _BUBBLE = 0.06, 20
+"""Two numbers are told apart from this share of the width, and this many pixels, on."""
 _MARKS: tuple[Marker, ...] = (triangle, circle, square, diamond, triangle, circle)
 
 
@@ -74,20 +76,39 @@ def curves_chart(
 def plane_chart(crosses: Sequence[Cross], x_label: str, title: str, description: str) -> Markup:
     """Compositions as numbered marks with the intervals of both figures; good is up and to the left."""
     legend = [(one.name, swatch(_numbered(i, 0.5, 7, 8))) for i, one in enumerate(crosses, 1)]
+    away = _apart(crosses)
     shapes = [
         _frame(x_label, TICKS, 0.0, 1.0),
-        *(_cross(i, one) for i, one in enumerate(crosses, 1)),
+        *(_cross(one, down) for one, down in zip(crosses, away, strict=True)),
+        *(
+            _numbered(i, _x(crosses[i - 1].x), _y(crosses[i - 1].y) + down, 9)
+            for i, down in enumerate(away, 1)
+        ),
     ]
     return figure(legend, canvas(TOP + HEIGHT + BELOW, title, description, *shapes))
 
 
-def _cross(number: int, one: Cross) -> Markup:
+def _cross(one: Cross, away: int) -> Markup:
+    """Both intervals where they are, and a line down to its number where that stands `away` pixels below others."""
     x, y = _x(one.x), _y(one.y)
     return join(
         line(_x(one.x_low), y, _x(one.x_high), y, "whisker"),
         line(x, _y(one.y_low), x, _y(one.y_high), "whisker"),
-        _numbered(number, x, y, 9),
+        line(x, y, x, y + away, "leader") if away else EMPTY,
     )
+
+
+def _apart(crosses: Sequence[Cross]) -> list[int]:
+    """How far down each number goes, so that none hides another: those that lie together stand in a column."""
+    placed: list[tuple[float, float]] = []
+    moved: list[int] = []
+    for one in crosses:
+        away = 0
+        while any(abs(_x(one.x) - x) < _NEAR and abs(_y(one.y) + away - y) < _BUBBLE for x, y in placed):
+            away += _BUBBLE
+        placed.append((_x(one.x), _y(one.y) + away))
+        moved.append(away)
+    return moved
 
 
 def _numbered(number: int, x: float, y: float, radius: float) -> Markup:

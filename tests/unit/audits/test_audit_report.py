@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from efface.audits.attack import Point
 from efface.audits.charts import MAX_DOTS, thin
-from efface.audits.curves import MOST_SERIES, Series, Spot, curves_chart
+from efface.audits.curves import MOST_SERIES, Cross, Series, Spot, curves_chart, plane_chart
 from efface.audits.errors import RecordError
 from efface.audits.gates import Thresholds, check
 from efface.audits.markup import Markup, element, number
@@ -344,3 +344,15 @@ def test_the_document_holds_everything_and_no_text() -> None:
     assert document["claim_evidence"] == []
     written = json.dumps(document, allow_nan=False)
     assert not any(text in written for text in (PROMPT, REFERENCE, ANSWER))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
+def test_no_composition_hides_another_in_the_plane(at: list[tuple[float, float]]) -> None:
+    crosses = [Cross(f"c{i}", x, y, x, x, y, y) for i, (x, y) in enumerate(at)]
+    page = plane_chart(crosses, "x", "t", "d").html
+    drawing = page[page.index("<desc>") :]
+    marks = re.findall(r'<circle cx="([\d.]+)%" cy="([\d.]+)" r="9"', drawing)
+    assert len(marks) == len(at)
+    spots = [(float(x), float(y)) for x, y in marks]
+    for i, (x, y) in enumerate(spots):
+        assert all(abs(x - a) > 5.9 or abs(y - b) > 19.9 for a, b in spots[:i])
