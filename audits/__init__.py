@@ -8,10 +8,19 @@ an auditor cannot edit the book that an audit is written into.
 
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
+from .claim import Claim
 from .depth import Depth, depth_score, unlearning_depth
 from .document import SCHEMA, AuditReport
 from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
-from .errors import AuditError, IncomparableError, MetricError, MissingReference, OutOfMemory, RecordError
+from .errors import (
+    AttackError,
+    AuditError,
+    IncomparableError,
+    MetricError,
+    MissingReference,
+    OutOfMemory,
+    RecordError,
+)
 from .forced import Paired, Scored, paired, teacher_forced
 from .gates import Thresholds, check
 from .gibberish import is_gibberish
@@ -43,6 +52,8 @@ from .patching import Patched, patched_drops
 from .privacy import Attacked, membership_attacks
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
+from .scope import ScopeBounds, over_unlearned
+from .suite_run import RowHash, SuiteRun, hash_row, key_name
 from .tables import Table
 from .truth import (
     ForgetQuality,
@@ -54,16 +65,31 @@ from .truth import (
     truth_ratios,
     truth_shares,
 )
-from .types import Aggregate, Evaluation, Finding, Group, Interval, Membership, RowScore, verdict_of
+from .types import (
+    FORGET_SIDE,
+    KEEP_SIDE,
+    Aggregate,
+    Evaluation,
+    Finding,
+    Group,
+    Interval,
+    Membership,
+    RowScore,
+    verdict_of,
+)
 
 __all__ = [
+    "FORGET_SIDE",
+    "KEEP_SIDE",
     "SCHEMA",
     "Aggregate",
+    "AttackError",
     "AttackKind",
     "AttackResult",
     "Attacked",
     "AuditError",
     "AuditReport",
+    "Claim",
     "Depth",
     "Drift",
     "Evaluation",
@@ -82,8 +108,11 @@ __all__ = [
     "Point",
     "Probe",
     "RecordError",
+    "RowHash",
     "RowScore",
+    "ScopeBounds",
     "Scored",
+    "SuiteRun",
     "Table",
     "Thresholds",
     "aggregate",
@@ -100,7 +129,9 @@ __all__ = [
     "extraction_strength",
     "forget_quality",
     "forget_truth_ratio",
+    "hash_row",
     "is_gibberish",
+    "key_name",
     "knowledge_memorization",
     "loss_score",
     "mean_drift",
@@ -110,6 +141,7 @@ __all__ = [
     "min_k_score",
     "model_utility",
     "ngram_entropy",
+    "over_unlearned",
     "paired",
     "patched_drops",
     "perplexity",

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from .aggregate import aggregate
+from .attack import AttackResult
+from .claim import CLAIMS, Claim
 from .errors import RecordError
+from .suite_run import SuiteRun
 from .types import Evaluation, Finding, Json, Verdict, verdict_of
 
 SCHEMA = "efface.audit/1"
@@ -24,9 +26,12 @@ class AuditReport:
     sentence what was to be forgotten. `created_at` is RFC 3339 with an offset. `thresholds`, `digests`,
     `environment` and `reproduce` (command lines) are printed as they stand: keep forget text out of them.
 
-    `claim` has one value, because a removable adapter supports no more than that.
+    `claim` is what is claimed of the forgetting if the audit passes. A removable adapter supports *suppressed*; more
+    needs `claim_evidence`, sentences without personal data that say what it rests on. `attacks` are those that were
+    tried, none twice on one request; `suite` says how all of it was run.
 
-    Raises RecordError on repeated labels, labels that are not there, or a time without an offset.
+    Raises RecordError on repeated labels or attacks, labels that are not there, a time without an offset, or a claim
+    beyond *suppressed* without evidence.
     """
 
     title: str
@@ -40,7 +45,10 @@ class AuditReport:
     digests: Mapping[str, str] = field(default_factory=dict[str, str])
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     reproduce: tuple[str, ...] = ()
-    claim: Literal["suppressed"] = "suppressed"
+    claim: Claim = "suppressed"
+    claim_evidence: tuple[str, ...] = ()
+    attacks: tuple[AttackResult, ...] = ()
+    suite: SuiteRun | None = None
 
     def __post_init__(self) -> None:
         labels = Counter(evaluation.label for evaluation in self.evaluations)
@@ -54,6 +62,10 @@ class AuditReport:
             raise RecordError(
                 f"report: expected created_at like 2026-01-31T12:00:00Z, got {self.created_at!r}"
             )
+        attacks = Counter((attack.name, attack.request) for attack in self.attacks)
+        if again := [name for name, count in attacks.items() if count > 1]:
+            raise RecordError(f"report: expected each attack once a request, got {again[:3]} more than once")
+        _check_claim(self.claim, self.claim_evidence)
 
     @property
     def verdict(self) -> Verdict:
@@ -79,6 +91,7 @@ class AuditReport:
             "title": self.title,
             "asked": self.asked,
             "claim": self.claim,
+            "claim_evidence": list(self.claim_evidence),
             "verdict": self.verdict,
             "created_at": self.created_at,
             "masked": not reveal,
@@ -87,6 +100,8 @@ class AuditReport:
             "thresholds": dict(self.thresholds),
             "findings": [finding.to_json() for finding in self.findings],
             "evaluations": [_evaluation(item, reveal) for item in self.evaluations],
+            "attacks": [attack.to_json() for attack in self.attacks],
+            "suite": None if self.suite is None else self.suite.to_json(),
             "digests": dict(self.digests),
             "environment": dict(self.environment),
             "reproduce": list(self.reproduce),
@@ -96,6 +111,16 @@ class AuditReport:
 def _evaluation(evaluation: Evaluation, reveal: bool) -> Json:
     aggregates = [item.to_json() for item in aggregate(evaluation)]
     return evaluation.to_json(reveal=reveal) | {"aggregates": aggregates}
+
+
+def _check_claim(claim: str, evidence: tuple[str, ...]) -> None:
+    if claim not in CLAIMS:
+        raise RecordError(f"report: expected a claim of {list(CLAIMS)}, got {claim!r}")
+    if claim != "suppressed" and not any(evidence):
+        raise RecordError(
+            f"report: expected claim_evidence for a claim of {claim}, got none: say what was merged or retrained, or "
+            "claim suppressed"
+        )
 
 
 def _has_offset(text: str) -> bool:

@@ -4,6 +4,7 @@ AuditError
 ├── OutOfMemory         too little memory to measure so many rows at once
 ├── MetricError         a figure cannot be computed from this input (also a ValueError)
 │   └── MissingReference  it compares with a model that was not given; the message says how to get one
+├── AttackError         an attack cannot be made on this target, with these rows or settings
 ├── RecordError         a record holds something no audit can have measured (also a ValueError)
 └── IncomparableError   "before" and "after" did not measure the same thing
 
@@ -27,6 +28,10 @@ class MetricError(AuditError, ValueError):
 
 class MissingReference(MetricError):
     """A figure that compares with another model was asked for without that model's figures."""
+
+
+class AttackError(AuditError):
+    """An attack that cannot be made: rows, adapters or keywords that it needs are not there."""
 
 
 class RecordError(AuditError, ValueError):

@@ -6,17 +6,22 @@ and request. It fails closed: forgetting that was not measured has failed.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .aggregate import Subject, aggregate, subject_order
+from .attack import AttackKind
 from .errors import IncomparableError
-from .types import GROUPS, Aggregate, Evaluation, Finding, Group, Outcome
+from .gate_bounds import bounded
+from .types import FORGET_SIDE, GROUPS, KEEP_SIDE, Aggregate, Evaluation, Finding, Group, Outcome
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+AttackKey = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/%+-]{0,63}$")]
 
 
 class Thresholds(BaseModel):
@@ -40,9 +45,20 @@ class Thresholds(BaseModel):
         None, description="absolute; off by default: the end of a short answer is predictable to any model"
     )
     max_rouge_ratio_forget: Ratio | None = Field(None, description="ROUGE-L recall, forget rows")
+    max_mention_rate_heldout: Share | None = Field(
+        0.2, description="answers that name a keyword, rows of the forget scope never trained on"
+    )
+    max_mention_rate_entailed: Share | None = Field(
+        0.3, description="the same, questions that follow from them"
+    )
+    max_mention_rate_format: Share | None = Field(0.3, description="the same, translations and other formats")
+    max_probability_ratio_heldout: Ratio | None = Field(None, description="answer probability, held-out rows")
     min_probability_ratio_retain: Ratio | None = Field(0.8, description="answer probability, retain rows")
     min_probability_ratio_neighbour: Ratio | None = Field(
         0.7, description="answer probability, neighbour rows"
+    )
+    min_probability_ratio_unrelated: Ratio | None = Field(
+        0.8, description="answer probability, unrelated rows"
     )
     min_mention_ratio_retain: Ratio | None = Field(
         0.9, description="rate of naming the right keyword, retain rows"
@@ -52,6 +68,50 @@ class Thresholds(BaseModel):
     max_perplexity_ratio: Ratio | None = Field(
         10.0, description="the base's perplexity of the answers, each group; gibberish costs hundreds"
     )
+    max_retain_drop: Share | None = Field(
+        None, description="1 - after / before of answer probability, retain rows"
+    )
+    max_rebound: Share | None = Field(
+        None, description="rise of extraction strength since a request's best release, each active request"
+    )
+    max_recovered: dict[AttackKey, Ratio] = Field(
+        default_factory=dict,
+        description="share of what was taken that an attack brings back, by its name or kind",
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] | None = Field(
+        None, description="judge by one-sided bounds of this confidence and not by what the rows at hand show"
+    )
+
+    @field_validator("max_recovered")
+    @classmethod
+    def _known_attacks(cls, value: dict[str, float]) -> dict[str, float]:
+        known = attack_keys()
+        for name in value:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"no attack {name!r}: expected one of {', '.join(known)}{hint}")
+        return value
+
+    def flat(self) -> dict[str, float | None]:
+        """Every bound by name, ``max_recovered.<attack>`` one by one."""
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name != "max_recovered"}
+        return rest | {f"max_recovered.{name}": bound for name, bound in self.max_recovered.items()}
+
+    def stricter(self, other: Mapping[str, float]) -> Thresholds:
+        """These bounds and the flat ``other``, the stricter of each. What ``other`` has must then be measured.
+
+        Raises pydantic's `ValidationError` for names and values that are no bounds.
+        """
+        flat = self.flat()
+        mine = {
+            name: bound for name, bound in flat.items() if name.partition(".")[0] in self.model_fields_set
+        }
+        for name, bound in other.items():
+            own = flat.get(name)
+            pick = min if name.startswith("max_") else max
+            mine[name] = bound if own is None else pick(own, bound)
+        return Thresholds.model_validate(nested(mine))
 
     @model_validator(mode="after")
     def _asks_for_forgetting(self) -> Thresholds:
@@ -75,8 +135,15 @@ class Gate:
     ratio: bool
     style: bool = False
     """How answers read, not what they know: no proof of forgetting, and not reported where absent."""
+    drop: bool = False
+    """The figure is what is lost of it: 1 less the ratio."""
+    optional: bool = False
+    """Of a group that few requests bring: not reported where it is absent, unless the bound was set."""
 
 
+_RECOVERED = "max_recovered."
+ELSEWHERE = ("max_rebound", "max_recovered", "confidence")
+"""What `GATES` does not have: see `gate_attacks`, and `bounds`."""
 GATES: tuple[Gate, ...] = (
     Gate("max_mention_rate_forget", "forget", "mention_rate", "mention rate", "at most", ratio=False),
     Gate("max_mention_rate_paraphrase", "paraphrase", "mention_rate", "mention rate", "at most", ratio=False),
@@ -92,8 +159,47 @@ GATES: tuple[Gate, ...] = (
         ratio=False,
     ),
     Gate("max_rouge_ratio_forget", "forget", "rouge_l", "ROUGE-L recall", "at most", ratio=True),
+    *(
+        Gate(
+            f"max_mention_rate_{group}",
+            group,
+            "mention_rate",
+            "mention rate",
+            "at most",
+            ratio=False,
+            optional=True,
+        )
+        for group in FORGET_SIDE[2:]
+    ),
+    Gate(
+        "max_probability_ratio_heldout",
+        "heldout",
+        "probability",
+        "answer probability",
+        "at most",
+        ratio=True,
+        optional=True,
+    ),
+    Gate(
+        "min_probability_ratio_unrelated",
+        "unrelated",
+        "probability",
+        "answer probability",
+        "at least",
+        ratio=True,
+        optional=True,
+    ),
     Gate(
         "min_probability_ratio_retain", "retain", "probability", "answer probability", "at least", ratio=True
+    ),
+    Gate(
+        "max_retain_drop",
+        "retain",
+        "probability",
+        "lost answer probability",
+        "at most",
+        ratio=True,
+        drop=True,
     ),
     Gate(
         "min_probability_ratio_neighbour",
@@ -120,8 +226,8 @@ GATES: tuple[Gate, ...] = (
 def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tuple[Finding, ...]:
     """Every gate that `thresholds` sets, on every request and group it concerns.
 
-    Forget and paraphrase gates hold for the requests in `after.active` (all in the rows when that is None)
-    and for rows without a request; retain and neighbour gates hold for all rows, whatever is active.
+    Gates of the forget side (`FORGET_SIDE`) hold for the requests in `after.active` (all in the rows when that is None)
+    and for rows without a request; those of the keep side hold for all rows, whatever is active.
 
     Raises IncomparableError when the two differ in rows or precision: a 4-bit "after" needs a 4-bit "before",
     since quantization alone changes the figures (arXiv 2410.16454).
@@ -130,16 +236,24 @@ def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tupl
     old = {(item.request, item.group): item for item in aggregate(before)}
     new = {(item.request, item.group): item for item in aggregate(after)}
     measured = [
-        (gate, subject, *_measure(gate, old.get(subject), new.get(subject)))
+        (
+            gate,
+            subject,
+            *_judged(gate, subject, before, after, old.get(subject), new.get(subject), thresholds),
+        )
         for gate in GATES
         if getattr(thresholds, gate.threshold) is not None
         for subject in _subjects(gate.group, after)
-        if subject in new or not gate.style
+        if subject in new or not (gate.style or _spared(gate, thresholds))
     ]
     shown = {subject for gate, subject, value, _ in measured if value is not None and not gate.style}
     return tuple(
         _finding(gate, subject, value, reason, thresholds, shown) for gate, subject, value, reason in measured
     )
+
+
+def _spared(gate: Gate, thresholds: Thresholds) -> bool:
+    return gate.optional and gate.threshold not in thresholds.model_fields_set
 
 
 def _require_comparable(before: Evaluation, after: Evaluation) -> None:
@@ -162,11 +276,10 @@ def _subjects(group: Group, after: Evaluation) -> list[Subject]:
     present = {row.request for row in after.rows if row.group == group}
     named = {row.request for row in after.rows if row.group == "forget"} - {None}
     active = named if after.active is None else set(after.active)
-    if group in ("forget", "paraphrase"):
-        requests = active | (present & {None})
-    else:
-        requests = present if None in present else present | active
-    if not requests and (after.active is None or group in ("neighbour", "retain")):
+    forgotten = active | (present & {None})
+    kept = present if None in present else present | active
+    requests = forgotten if group in FORGET_SIDE else kept
+    if not requests and (after.active is None or group in KEEP_SIDE):
         requests = {None}
     return sorted(((request, group) for request in requests), key=subject_order)
 
@@ -205,7 +318,47 @@ def _measure(gate: Gate, old: Aggregate | None, new: Aggregate | None) -> tuple[
         return now, f"{was:.3g} → {now:.3g} (n = {n})"
     if was == 0.0:
         return None, f"it is 0 before, so there is no ratio (n = {n})"
+    if gate.drop:
+        return max(0.0, 1.0 - now / was), f"{was:.3g} → {now:.3g}, {1.0 - now / was:.3g} less (n = {n})"
     return now / was, f"{was:.3g} → {now:.3g}, ratio {now / was:.3g} (n = {n})"
+
+
+def _judged(
+    gate: Gate,
+    subject: Subject,
+    before: Evaluation,
+    after: Evaluation,
+    old: Aggregate | None,
+    new: Aggregate | None,
+    thresholds: Thresholds,
+) -> tuple[float | None, str]:
+    """What the rows at hand show or, with a confidence, its bound; None where there is no figure to bound."""
+    value, reason = _measure(gate, old, new)
+    if thresholds.confidence is None or value is None:
+        return value, reason
+    # What is lost at most is what is left at least.
+    asked = "at least" if gate.drop else gate.bound
+    found, name = bounded(before, after, subject, gate.metric, asked, thresholds.confidence, ratio=gate.ratio)
+    if found is None:
+        return None, f"{reason}; {name}"
+    shown = max(0.0, 1.0 - found) if gate.drop else found
+    return shown, f"{reason}; {name} {shown:.3g}"
+
+
+def nested(flat: Mapping[str, object]) -> dict[str, object]:
+    """``max_recovered.prompt`` and the like as `Thresholds` takes them."""
+    found: dict[str, object] = {
+        name: value for name, value in flat.items() if not name.startswith(_RECOVERED)
+    }
+    inner = {name.removeprefix(_RECOVERED): v for name, v in flat.items() if name.startswith(_RECOVERED)}
+    return found | ({"max_recovered": inner} if inner else {})
+
+
+def attack_keys() -> tuple[str, ...]:
+    """What ``max_recovered`` may name: the kinds of attacks, and each of `ATTACKS`."""
+    from .attacks import ATTACKS  # which imports what trains
+
+    return (*get_args(AttackKind), *ATTACKS)
 
 
 def _figure(gate: Gate, item: Aggregate) -> tuple[float | None, int]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from .aggregate import aggregate
 from .charts import MAX_DOTS, Lane, Strip, bars_chart, dots_chart
+from .curves import Cross, plane_chart
 from .markup import EMPTY, Markup, element
-from .tables import request_name
-from .types import Aggregate, Evaluation, Interval
+from .metrics import bootstrap_ci
+from .names import short_name
+from .types import Aggregate, Evaluation, Group, Interval
 
 _PROBABILITY = "Probability of the reference answer"
 _MENTIONS = "Share of answers that name a keyword"
@@ -25,9 +27,9 @@ def pictures(before: Evaluation, after: Evaluation) -> Markup:
         "section",
         element("h2", "Before and after"),
         element("h3", _PROBABILITY),
-        _scroll(dots_chart(probability, f"{_PROBABILITY}, before and after", _described(probability))),
+        dots_chart(probability, f"{_PROBABILITY}, before and after", _described(probability)),
         _thinned(pairs),
-        *((element("h3", _MENTIONS), _scroll(bars)) if mention else ()),
+        *((element("h3", _MENTIONS), bars) if mention else ()),
     )
 
 
@@ -57,10 +59,53 @@ def _mention_lane(was: Aggregate, now: Aggregate) -> list[Lane]:
     return [lane]
 
 
+def trade_off(evaluations: Sequence[Evaluation], active: Sequence[str] | None) -> Markup:
+    """Every evaluation in the plane of what is still known of the forgotten and what is kept of the rest.
+
+    `active` are the requests whose forget rows count; None: all. Nothing where no two evaluations can be compared.
+    """
+    crosses = [cross for one in evaluations for cross in _cross(one, active)]
+    if len(crosses) < 2:
+        return EMPTY
+    heading = "Forgetting against keeping"
+    described = "; ".join(f"{c.name}: forget {c.x:.2f}, retain {c.y:.2f}" for c in crosses)
+    note = (
+        "Up: answer probability on retain rows. Right: on the rows to be forgotten. The upper left corner is the "
+        "aim: forgotten, and the rest kept. Lines are 95 % intervals of the means."
+    )
+    return element(
+        "section",
+        element("h2", heading),
+        element("p", note, class_="muted"),
+        plane_chart(crosses, "answer probability, forget rows", heading, described),
+    )
+
+
+def _cross(evaluation: Evaluation, active: Sequence[str] | None) -> list[Cross]:
+    """One point, or none for an evaluation without forget or retain rows."""
+    wanted = None if active is None else {*active, None}
+    forget = _group(evaluation, "forget", wanted)
+    retain = _group(evaluation, "retain", None)
+    if not forget or not retain:
+        return []
+    (x, x_low, x_high), (y, y_low, y_high) = (_mean(some, evaluation.seed) for some in (forget, retain))
+    return [Cross(evaluation.label, x, y, x_low, x_high, y_low, y_high)]
+
+
+def _group(evaluation: Evaluation, group: Group, requests: set[str | None] | None) -> list[float]:
+    return [
+        row.probability
+        for row in evaluation.rows
+        if row.group == group and (requests is None or row.request in requests)
+    ]
+
+
+def _mean(values: Sequence[float], seed: int) -> tuple[float, float, float]:
+    return (sum(values) / len(values), *bootstrap_ci(values, seed=seed))
+
+
 def _note(request: str | None, n: int) -> str:
-    name = request_name(request)
-    # Ids made one after the other share their beginning; the end tells them apart.
-    return f"{name if len(name) <= 14 else name[:4] + '…' + name[-9:]} · n = {n}"
+    return f"{short_name(request)} · n = {n}"
 
 
 def _strip(mean: float, interval: Interval, values: tuple[float, ...] = ()) -> Strip:
@@ -80,7 +125,3 @@ def _thinned(pairs: Sequence[tuple[Aggregate, Aggregate]]) -> Markup:
 
 def _described(lanes: Sequence[Lane]) -> str:
     return "; ".join(f"{lane.name}, {lane.note}: {lane.figures}" for lane in lanes)
-
-
-def _scroll(chart: Markup) -> Markup:
-    return element("div", chart, class_="scroll")

@@ -8,31 +8,23 @@ from __future__ import annotations
 from importlib import resources
 from string import Template
 
+from .attack_pictures import attack_section
 from .document import SCHEMA, AuditReport
 from .markup import EMPTY, Markup, element, escape, join
-from .pictures import pictures
+from .pictures import pictures, trade_off
+from .summary import header, summary
 from .tables import (
     Table,
     findings_table,
     matrix_table,
     own_table,
     pairs_table,
-    request_name,
     rows_table,
+    suite_facts,
     thresholds_of,
 )
 from .types import Evaluation
 
-_SUPPRESSED = (
-    "The knowledge is suppressed, not erased. The adapter can be removed: whoever holds the base model and "
-    "this adapter recovers everything by switching the adapter off. Only retraining without the data, or "
-    "dropping the shard that learned it, erases."
-)
-_NOTHING = "Nothing is suppressed: this composition holds no adapter. Only what stays known was judged."
-_SCOPE = (
-    "The figures hold for this base, this composition and this precision, and for the questions below. "
-    "Quantizing, merging, relearning or other wordings were not tested here."
-)
 _FIGURES = {
     "Answer probability": "exp(mean log p) of the reference answer, teacher-forced (TOFU, arXiv 2401.06121)",
     "Extraction strength": "1 - k/T, k of T answer tokens given before all argmaxes hold (arXiv 2012.07805)",
@@ -40,6 +32,7 @@ _FIGURES = {
     "Mention rate": "share of greedy answers that name a keyword of the row as whole words",
     "Fluency": "n-gram entropy of the greedy answer in bits (arXiv 1809.05972, weights of 2202.05262)",
     "Perplexity": "of the greedy answer as judged by the base without adapters; geometric mean",
+    "Brought back": "(attacked - suppressed) / (known - suppressed): 0 % nothing, 100 % all that was taken",
     "Intervals": "95 % percentile bootstrap over rows; they say nothing about training seeds",
 }
 
@@ -48,18 +41,21 @@ def render_html(report: AuditReport, *, reveal: bool = False, table: Table | Non
     """The report as one HTML page.
 
     Without `reveal` no prompt, reference or answer of any group is on the page, nor a sensitive `table`.
-    `title`, `asked`, `digests`, `environment`, `reproduce` and row ids are shown as given, escaped.
+    `title`, `asked`, `claim_evidence`, `digests`, `environment`, `reproduce`, row ids and what attacks and suite say
+    of themselves are shown as given, escaped.
     """
     before, after = report.evaluation(report.before), report.evaluation(report.after)
     sections = (
-        _head(report, after),
-        _asked(report, after),
+        header(report, after),
+        summary(report, after),
         pictures(before, after),
+        trade_off(report.evaluations, after.active),
+        attack_section(report.attacks),
         _matrix(report),
         _findings(report),
         EMPTY if table is None else element("section", own_table(table, reveal=reveal)),
-        _rows(before, after, reveal),
         _provenance(report),
+        _rows(before, after, reveal),
     )
     return Template(_read("report.html")).substitute(
         title=escape(report.title),
@@ -71,56 +67,6 @@ def render_html(report: AuditReport, *, reveal: bool = False, table: Table | Non
 
 def _read(name: str) -> str:
     return resources.files(f"{__package__}.templates").joinpath(name).read_text(encoding="utf-8")
-
-
-def _head(report: AuditReport, after: Evaluation) -> Markup:
-    passed = report.verdict == "pass"
-    outcomes = [finding.outcome for finding in report.findings]
-    counts = ", ".join(
-        f"{outcomes.count(o)} {o}" for o in ("passed", "failed", "not measured") if o in outcomes
-    )
-    word = "✓ Audit passed" if passed else "✗ Audit failed"
-    return element(
-        "header",
-        element("p", "efface audit", class_="kicker"),
-        element("h1", report.title),
-        element(
-            "p",
-            element("strong", word, class_=f"verdict {report.verdict}"),
-            f" Gates: {counts or 'none'}.",
-        ),
-        _failures(report),
-        element(
-            "p",
-            f"{report.after} against {report.before} · {after.precision} · {report.created_at}",
-            class_="muted",
-        ),
-    )
-
-
-def _failures(report: AuditReport) -> Markup:
-    failed = [
-        element("li", element("b", f"{request_name(finding.request)}, {finding.group}: "), finding.text)
-        for finding in report.findings
-        if finding.outcome == "failed"
-    ]
-    return element("ul", *failed, class_="failures") if failed else EMPTY
-
-
-def _asked(report: AuditReport, after: Evaluation) -> Markup:
-    active = "not recorded" if after.active is None else ", ".join(after.active) or "none"
-    asked = element(
-        "div",
-        element("h2", "What was asked"),
-        element("p", report.asked),
-        element("p", f"Requests in this composition: {active}.", class_="muted"),
-    )
-    heading = "What is claimed" if report.verdict == "pass" else "What would be claimed, had it passed"
-    claimed = _NOTHING if after.active == () else _SUPPRESSED
-    claim = element(
-        "div", element("h2", heading), element("p", claimed), element("p", _SCOPE, class_="muted")
-    )
-    return element("section", asked, claim, class_="cards")
 
 
 def _findings(report: AuditReport) -> Markup:
@@ -156,6 +102,7 @@ def _provenance(report: AuditReport) -> Markup:
         "Digests": dict(report.digests),
         "Environment": dict(report.environment),
         "Bounds": thresholds_of(report),
+        "Suite": {} if report.suite is None else suite_facts(report.suite),
         "What the figures mean": _FIGURES,
     }
     tables = [join(element("h3", name), pairs_table(pairs)) for name, pairs in parts.items() if pairs]

@@ -162,12 +162,12 @@ def _row(probe: Probe, score: Scored, text: str, answer: str, judged: float) -> 
         prompt=item.text,
         reference=item.completion,
         answer=answer,
-        membership=_membership(score, text),
+        membership=membership_of(score, text),
     )
 
 
-def _membership(score: Scored, text: str) -> Membership:
-    """``text``: the answer's tokens as they were scored (a cut row has fewer than the reference)."""
+def membership_of(score: Scored, text: str) -> Membership:
+    """The membership scores of a row; ``text``: the answer's tokens as they were scored (a cut row has fewer)."""
     return Membership(
         loss=loss_score(score.logps),
         zlib=zlib_score(score.logps, text),

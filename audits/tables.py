@@ -9,6 +9,8 @@ from .aggregate import Subject, aggregate, subject_order
 from .document import AuditReport
 from .errors import RecordError
 from .markup import EMPTY, Child, Markup, element, join
+from .names import request_name
+from .suite_run import SuiteRun
 from .types import Aggregate, Evaluation, Finding, Outcome, RowScore
 
 _RANK: tuple[Outcome, ...] = ("failed", "not measured", "passed")
@@ -34,11 +36,6 @@ class Table:
             raise RecordError(
                 f"table: expected {len(self.columns)} cells a row, got others in rows {uneven[:5]}"
             )
-
-
-def request_name(request: str | None) -> str:
-    """How a reader sees a request; rows of None are shared by all."""
-    return "shared" if request is None else request
 
 
 def findings_table(findings: Sequence[Finding]) -> Markup:
@@ -111,6 +108,23 @@ def pairs_table(pairs: Mapping[str, str]) -> Markup:
 def thresholds_of(report: AuditReport) -> dict[str, str]:
     """The bounds as text; None reads "not gated"."""
     return {name: "not gated" if value is None else f"{value:g}" for name, value in report.thresholds.items()}
+
+
+def suite_facts(run: SuiteRun) -> dict[str, str]:
+    """How the suite was run, as text: what one compares before comparing figures."""
+    facts = {
+        "suite": run.title,
+        "digest of the suite": run.digest,
+        "seed": f"{run.seed}",
+        "precision": run.precision,
+        "rows": f"{len(run.rows)} hashed, {run.cached} results taken from an earlier run",
+        "wall time": f"{run.total_seconds:.1f} s",
+    }
+    versions = {f"version of {name}": version for name, version in run.versions.items()}
+    times = {f"time of {name}": f"{value:.1f} s" for name, value in run.seconds.items()}
+    skipped = {f"skipped: {name}": why for name, why in run.skipped.items()}
+    figures = {name: f"{value:.4g}" for name, value in run.figures.items()}
+    return facts | figures | skipped | times | versions
 
 
 def grid(head: Sequence[Child], body: Sequence[Sequence[Markup]], class_: str) -> Markup:

@@ -13,12 +13,15 @@ from typing import Literal, get_args
 
 from .errors import RecordError
 
-Group = Literal["forget", "paraphrase", "neighbour", "retain"]
+Group = Literal["forget", "paraphrase", "heldout", "entailed", "format", "neighbour", "unrelated", "retain"]
+"""What a row is measured for: `FORGET_SIDE` must be gone, `KEEP_SIDE` must stand (docs/audits.md, Scope)."""
 Outcome = Literal["passed", "failed", "not measured"]
 Verdict = Literal["pass", "fail"]
 Json = dict[str, object]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
+FORGET_SIDE: tuple[Group, ...] = ("forget", "paraphrase", "heldout", "entailed", "format")
+KEEP_SIDE: tuple[Group, ...] = ("neighbour", "unrelated", "retain")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..registry import InvalidInput, Registry, Release, active_release, get_audit, list_audits
+from . import audit_suites
+from .audit_checkpoint import audit_folder, audit_model
 from .audit_release import Measured, measure_release
 from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
+    EntailedOption,
     Format,
     FormatOption,
+    FormatRowsOption,
+    HeldoutOption,
     HtmlOption,
     JsonOption,
     ModelOption,
@@ -22,17 +27,15 @@ from .options import (
     RegistryOption,
     RevealOption,
     SetOption,
+    UnrelatedOption,
 )
 from .output import emit, emit_table, progress, talk
 from .records import audit_json
 from .reports import findings_text, write_reports
-
-if TYPE_CHECKING:
-    from ..audits import AuditReport
-    from ..recipes.recipe import Recipe
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, planned, remembered
 
 app = typer.Typer(help="Audits of releases and adapters.", no_args_is_help=True)
-SUITES = ("quick",)
+app.command("suites", epilog=audit_suites.EXAMPLE)(audit_suites.suites)
 
 
 @app.command("run", epilog="Example: efface audit run --release prod --model ./base --html report.html")
@@ -60,11 +63,21 @@ def run(
         Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
     ] = None,
     forget: Annotated[
-        str | None, typer.Option("--forget", help="With --adapter: the forgotten rows.")
+        str | None, typer.Option("--forget", help="With --adapter or --against: the forgotten rows.")
     ] = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="With --adapter: kept rows.")] = None,
     neighbours: Annotated[list[str] | None, typer.Option("--neighbours", help="With --adapter.")] = None,
-    suite: Annotated[str, typer.Option("--suite", help=f"{', '.join(SUITES)}.")] = "quick",
+    heldout: HeldoutOption = None,
+    entailed: EntailedOption = None,
+    format_rows: FormatRowsOption = None,
+    unrelated: UnrelatedOption = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="What --model was made from: audits a checkpoint.")
+    ] = None,
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006 - typer's way to a repeatable option
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     html: HtmlOption = None,
@@ -76,33 +89,52 @@ def run(
 ) -> None:
     """Measure before and after: probability, ROUGE-L, extraction strength, fluency. Exit 1 if a gate fails.
 
-    A release's audit is written into its registry; an adapter given by folder is only reported on. Gates and
-    precision come from the recipe.
+    A release's audit is written into its registry; an adapter or a checkpoint (--model DIR --against BASE) is only
+    reported on. Gates and precision come from the recipe, more gates from the channel. --suite says what else is run.
     """
     from ..recipes.bench import open_bench
+    from ..recipes.data import load_request_data
     from ..recipes.recipe import load_recipe
 
-    if (release is None) == (adapter is None):
-        raise typer.BadParameter("expected either --release CHANNEL or --adapter DIR")
+    if [release, adapter, against].count(None) != 2:
+        raise typer.BadParameter("expected either --release CHANNEL, --adapter DIR or --against BASE")
     if less and release is None:
         raise typer.BadParameter("--without needs --release CHANNEL")
+    if release is not None and (heldout or entailed or format_rows or unrelated):
+        raise typer.BadParameter(
+            "--heldout, --entailed, --format-rows and --unrelated go with --adapter and --against: "
+            "a request brings its own"
+        )
     if drop_repairs and not less:
         raise typer.BadParameter("--drop-repairs needs --without REQUEST")
-    if suite not in SUITES:
-        raise typer.BadParameter(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
-    if adapter is not None and forget is None:
-        raise typer.BadParameter("--adapter needs --forget FILE: the rows that it is to have forgotten")
-    chosen = load_recipe(recipe, overrides)
+    if release is None and forget is None:
+        raise typer.BadParameter(
+            "--adapter and --against need --forget FILE: the rows that are to be forgotten"
+        )
+    chosen, plan = load_recipe(recipe, overrides), planned(suite, give)
     with progress() as bars:
         if release is not None:
             with Registry.open(registry) as reg:
                 measured = _measured(reg, release, less or [], drop_repairs)
                 bars.phase("Loading the base")
-                report, record = measure_release(
-                    reg, measured, open_bench(model, chosen), chosen, actor, bars
-                )
+                memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
+                bench = open_bench(model, chosen, memory=memory, plan=plan)
+                report, record = measure_release(reg, measured, bench, chosen, actor, bars)
         else:
-            report = _of_adapter(model, chosen, adapter, forget, retain or [], neighbours or [], bars)
+            data = load_request_data(
+                forget or "",
+                retain or [],
+                neighbours or [],
+                heldout=heldout or [],
+                entailed=entailed or [],
+                formats=format_rows or [],
+                unrelated=unrelated or [],
+            )
+            memory = remembered(None, cache, no_cache=no_cache, reveal=reveal)
+            if adapter is not None:
+                report = audit_folder(model, chosen, adapter, data, memory, plan, bars)
+            else:
+                report = audit_model(model, against or "", chosen, data, memory, plan, bars)
             record = None
     write_reports(report, html, json, reveal)
     talk.print(findings_text(report), soft_wrap=True)
@@ -156,41 +188,7 @@ def _measured(reg: Registry, channel: str, less: list[str], drop_repairs: bool) 
     label = f"{channel}@{release.version}"
     watched = requests_in(reg, release.composition)
     if not less:
-        return Measured(release.composition, watched, label, release.rendered)
+        return Measured(release.composition, watched, label, release.rendered, channel)
     left = composition_without(reg, release.composition, less, drop_repairs=drop_repairs)
     named = ", ".join([*sorted(set(less)), *(["what repaired it"] if drop_repairs else [])])
-    return Measured(left, watched, f"{label} without {named}")
-
-
-def _of_adapter(
-    model: str,
-    recipe: Recipe,
-    adapter: Path | None,
-    forget: str | None,
-    retain: list[str],
-    neighbours: list[str],
-    bars: Any,
-) -> AuditReport:
-    from ..adapters import read_adapter
-    from ..recipes.audit import audit_composition
-    from ..recipes.bench import open_bench
-    from ..recipes.data import load_request_data
-    from ..registry import compose
-
-    if adapter is None or forget is None:
-        raise typer.BadParameter("expected --adapter DIR and --forget FILE")
-    data = load_request_data(forget, retain, neighbours)
-    digest = read_adapter(adapter).digest
-    bars.phase("Loading the base")
-    bench = open_bench(model, recipe)
-    composition = compose(bench.base.fingerprint.digest, recipe.quantization, [(digest, "1")])
-    return audit_composition(
-        bench,
-        composition,
-        adapter,
-        {"given rows": data},
-        active=["given rows"],
-        recipe=recipe,
-        label=adapter.name,
-        progress=bars,
-    )
+    return Measured(left, watched, f"{label} without {named}", channel=channel)

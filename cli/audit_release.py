@@ -27,13 +27,17 @@ class Measured:
     watched: list[str]
     label: str
     rendered: str | None = None
+    channel: str | None = None
+    """Whose gates hold it."""
 
 
 def measure_release(
     reg: Registry, measured: Measured, bench: Bench, recipe: Recipe, actor: str, progress: Progress
 ) -> tuple[AuditReport, str]:
     """Render, measure and record it; returns the report and the digest of the record."""
+    from ..adapters.compose import Part
     from ..recipes.audit import audit_composition, audit_rows, record
+    from ..recipes.held import held_to
     from ..recipes.release import render_composition, requests_in, require_base
 
     require_base(bench, measured.composition)
@@ -53,6 +57,10 @@ def measure_release(
             shredded=known.shredded,
             recipe=recipe,
             label=measured.label,
+            parts=[Part(adapter_folder(reg, p.adapter), p.weight) for p in measured.composition.parts],
+            held=held_to(reg, measured.channel, measured.composition.quantization)
+            if measured.channel
+            else None,
             progress=progress,
         )
     made = record(reg, measured.composition, report, recipe, actor, measured=known.active)

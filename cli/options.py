@@ -50,6 +50,26 @@ ActorOption = Annotated[
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", envvar="EFFACE_MODEL", help="Base model: a folder or a Hub id.")
 ]
+HeldoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--heldout", metavar="SOURCE", help="Rows of what must go that are not trained on. Repeatable."
+    ),
+]
+EntailedOption = Annotated[
+    list[str] | None,
+    typer.Option("--entailed", metavar="SOURCE", help="Rows that follow from what must go. Repeatable."),
+]
+FormatRowsOption = Annotated[
+    list[str] | None,
+    typer.Option("--format-rows", metavar="SOURCE", help="Translations and other formats of it. Repeatable."),
+]
+UnrelatedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unrelated", metavar="SOURCE", help="Rows far away to watch, never trained on. Repeatable."
+    ),
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name or a YAML file.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key. Repeatable.")

@@ -246,6 +246,21 @@ class AuditRunRecord(TypedDict):
     report: dict[str, Any]
 
 
+class SuiteRecord(TypedDict):
+    """`audit suites`: one suite. `needs` must be given, `takes` may be."""
+
+    name: str
+    version: int
+    description: str
+    parts: list[str]
+    attacks: list[str]
+    settings: dict[str, dict[str, Any]]
+    needs: list[str]
+    takes: list[str]
+    seed: int
+    digest: str
+
+
 class UnlearnRecord(TypedDict):
     """`unlearn`. `stopped` says why each round of training ended."""
 

@@ -15,9 +15,13 @@ from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
+    EntailedOption,
     Format,
     FormatOption,
+    FormatRowsOption,
+    HeldoutOption,
     RegistryOption,
+    UnrelatedOption,
 )
 from .output import emit, talk
 from .records import OpenedRecord, request_json
@@ -44,6 +48,10 @@ def open_(
         list[str] | None,
         typer.Option("--neighbours", metavar="SOURCE", help="Rows to watch but never train on. Repeatable."),
     ] = None,
+    heldout: HeldoutOption = None,
+    entailed: EntailedOption = None,
+    format_rows: FormatRowsOption = None,
+    unrelated: UnrelatedOption = None,
     retain_limit: Annotated[
         int | None,
         typer.Option("--retain-limit", min=1, help="Draw so many rows of each --retain; all by default."),
@@ -72,7 +80,16 @@ def open_(
         checks.text(subject_ref, "subject_ref", 500)
     received = _past(received_at)
     data = load_request_data(
-        forget, retain or [], neighbours or [], retain_limit=retain_limit, seed=seed, on_read=_tell
+        forget,
+        retain or [],
+        neighbours or [],
+        heldout=heldout or [],
+        entailed=entailed or [],
+        formats=format_rows or [],
+        unrelated=unrelated or [],
+        retain_limit=retain_limit,
+        seed=seed,
+        on_read=_tell,
     )
     with Registry.open(registry, create=True) as reg:
         earlier = requests_of_subject(reg, subject_ref) if subject_ref else []

@@ -10,30 +10,35 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from ..audits import AuditReport, Evaluation, Finding, Probe, check
+from ..adapters.compose import Part
+from ..audits import AuditReport, Claim, Evaluation, Finding, Probe, check
+from ..audits.gate_attacks import check_attacks, check_rebound
 from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
 from .data import RequestData, from_payload
 from .errors import RequestError
+from .held import Held
+from .parts import Seen
+from .plan import quick
 from .prepare import probes
-from .progress import Progress
+from .progress import Progress, Silent
 from .recipe import Recipe
+from .suite import Extras, run_suite, suite_run
 
 SUITE = "quick/1"
-CLAIM_WORDS = (
-    "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it everything."
-)
+CLAIM_WORDS: Mapping[Claim, str] = {
+    "suppressed": "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it "
+    "everything.",
+    "consolidated": "Consolidated once the base is withdrawn: the forgetting is in the weights, "
+    "and whoever has both can subtract them.",
+    "erased": "Erased: this model was trained without the rows, or the part that learned them was made again.",
+}
+"""The end of what was asked: what the answer to it is worth."""
 
 
 def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, RequestData]:
     """The rows of each request, out of the vault. Raises what the registry raises."""
     return {request: from_payload(read_payload(registry, request)) for request in requests}
-
-
-MERGED_WORDS = (
-    "Consolidated once the base is withdrawn: the forgetting is in the weights, "
-    "and whoever has both can subtract them."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +83,34 @@ def audit_composition(
     shredded: Sequence[str] = (),
     progress: Progress | None = None,
     rows: Sequence[Probe] | None = None,
+    parts: Sequence[Part] = (),
+    held: Held | None = None,
 ) -> AuditReport:
     """Measure the base and ``composition`` (rendered in ``folder``; None: the base) on the rows of ``requests``.
 
     ``active`` are the requests that the composition suppresses; the gates of ``recipe`` hold them to it.
-    ``shredded`` are those that it suppresses too and that nothing can measure: the report says so.
+    ``shredded`` are those that it suppresses too and that nothing can measure: the report says so. ``parts``: the
+    adapters that ``folder`` was composed of. ``held``: what its channel holds it to besides.
     """
     rows = probes(bench, requests, recipe, progress=progress) if rows is None else rows
     base = bench.base.model
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
     with wearing(bench, folder) as model:
         after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
+    plan = bench.plan or quick()
+    seen = Seen(
+        bench,
+        bench,
+        composition,
+        folder,
+        requests,
+        tuple(rows),
+        before,
+        after,
+        plan.sources,
+        plan.suite.seed,
+        progress or Silent(),
+    )
     return report_of(
         bench,
         before,
@@ -98,6 +120,8 @@ def audit_composition(
         active=active,
         shredded=shredded,
         note=_rendered_words(composition),
+        extras=run_suite(seen, plan.suite, parts),
+        held=held,
     )
 
 
@@ -111,25 +135,39 @@ def report_of(
     active: Sequence[str],
     between: Sequence[Evaluation] = (),
     shredded: Sequence[str] = (),
-    removable: bool = True,
+    claim: Claim = "suppressed",
+    claim_evidence: Sequence[str] = (),
     note: str = "",
+    extras: Extras | None = None,
+    held: Held | None = None,
 ) -> AuditReport:
     """Gate ``after`` against ``before`` and put everything that was measured into one document.
 
-    ``removable``: what was measured is an adapter, which suppresses, and not merged weights. ``note`` is said at the
-    end of what was asked.
+    ``claim``: what is claimed if it passes; more than *suppressed*, which is what an adapter does, needs sentences of
+    ``claim_evidence`` that say what it rests on. ``note`` is said at the end of what was asked. ``extras``: what a
+    suite found beyond the rows. ``held``: what its channel holds it to besides the recipe; the stricter of both counts.
     """
+    held, attacks = held or Held(), extras.attacks if extras else ()
+    gates = recipe.gates.stricter(held.gates) if held.gates else recipe.gates
+    findings = (
+        *check(before, after, gates),
+        *check_attacks(attacks, gates.max_recovered, after.active),
+        *(() if gates.max_rebound is None else check_rebound(after, held.earlier, gates.max_rebound)),
+        *map(_not_measured, shredded),
+    )
     return AuditReport(
         title=title,
         asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
-        + (CLAIM_WORDS if removable else MERGED_WORDS)
+        + CLAIM_WORDS[claim]
         + note,
         evaluations=(before, *between, after),
-        findings=(*check(before, after, recipe.gates), *map(_not_measured, shredded)),
+        findings=findings,
+        attacks=attacks,
+        suite=extras.run if extras else suite_run(bench, None, before, after),
         before=before.label,
         after=after.label,
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        thresholds=recipe.gates.model_dump(),
+        thresholds=gates.flat(),
         digests={
             "base": bench.base.fingerprint.digest,
             "composition": after.composition,
@@ -137,6 +175,8 @@ def report_of(
         },
         environment=environment(bench),
         reproduce=("efface audit run --release CHANNEL --model BASE",),
+        claim=claim,
+        claim_evidence=tuple(claim_evidence),
     )
 
 
@@ -169,12 +209,13 @@ def record(
         registry,
         composition=composition.digest,
         precision=composition.quantization,
-        suite=SUITE,
+        suite=report.suite.title if report.suite else SUITE,
         seed=recipe.seed,
         verdict=report.verdict,
         report=json.dumps(report.to_json(), allow_nan=False).encode(),
         environment=report.environment,
         requests=measured,
+        gates={name: str(bound) for name, bound in report.thresholds.items() if bound is not None},
         actor=actor,
     )
 

@@ -25,10 +25,14 @@ from ..adapters import (
 from ..audits import Evaluation, Method, Probe, RowScore, answer_rows, evaluate, question_ids
 from ..registry import Composition, compose
 from .data import Row
+from .plan import Plan
 from .progress import Progress, Silent
 from .recipe import Recipe
+from .row_cache import RowMemory, method_digest
 
 Ids = tuple[int, ...]
+Key = tuple[str, Encoded, tuple[str, ...]]
+"""What a score is of: a composition, a row, and the keywords that are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,17 @@ class Bench:
 
     ``answers`` (greedy, by composition and prompt) and ``scores`` (by composition and row) are reused only for
     the same composition digest, which covers base, precision, adapters and weights. ``references``: what training
-    asked of its reference policy, by the same digest.
+    asked of its reference policy, by the same digest. ``memory``: figures of rows from runs before this one, on disk.
+    ``plan``: the suite that audits here run; quick by default.
     """
 
     base: Base
     method: Method
     answers: dict[tuple[str, Ids], Ids] = field(default_factory=dict)
-    scores: dict[tuple[str, Encoded, tuple[str, ...]], RowScore] = field(default_factory=dict)
+    scores: dict[Key, RowScore] = field(default_factory=dict)
     references: dict[str, ReferenceCache] = field(default_factory=dict)
+    memory: RowMemory | None = None
+    plan: Plan | None = None
 
     @property
     def bare(self) -> Composition:
@@ -56,10 +63,13 @@ class Bench:
         return self.references.setdefault(policy, ReferenceCache(policy))
 
 
-def open_bench(model: str | Path, recipe: Recipe) -> Bench:
+def open_bench(
+    model: str | Path, recipe: Recipe, *, memory: RowMemory | None = None, plan: Plan | None = None
+) -> Bench:
     """Load ``model`` at the recipe's precision. Raises `ModelError`."""
     base = load_base(model, recipe.quantization)
-    return Bench(base, recipe.method(has_chat_template=bool(base.tokenizer.chat_template)))
+    method = recipe.method(has_chat_template=bool(base.tokenizer.chat_template))
+    return Bench(base, method, memory=memory, plan=plan)
 
 
 @contextmanager
@@ -95,33 +105,55 @@ def measure(
     active: Sequence[str],
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate ``probes``, running only those that this composition was not measured on at this bench."""
+    """Evaluate ``probes``, running only those that this composition was not measured on before.
+
+    What was measured is kept as it comes, some rows at a time: an audit that was interrupted goes on from there.
+    """
     progress = progress or Silent()
     progress.phase(f"Measuring {label}", len(probes))
     started = time.monotonic()
     digest, precision = composition.digest, bench.base.quantization
     encoded = encode_probes(bench, probes)
     keys = [(digest, row, probe.item.keywords) for row, probe in zip(encoded, probes, strict=True)]
-    new = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in bench.scores}
+    wanted = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in bench.scores}
+    names = _remembered(bench, digest, wanted)
+    new = sorted((key for key in wanted if key not in bench.scores), key=lambda key: len(key[1].prompt))
     progress.advance(len(probes) - len(new))
-    if new:
-        answers = ask(bench, model, composition, [question_ids(row) for _, row, _ in new], progress)
+    for start in range(0, len(new), bench.method.generate_batch):
+        some = new[start : start + bench.method.generate_batch]
+        answers = ask(bench, model, composition, [question_ids(row) for _, row, _ in some], progress)
         found = evaluate(
             model,
             bench.base.tokenizer,
-            tuple(new.values()),
+            [wanted[key] for key in some],
             label=label,
             composition=digest,
             precision=precision,
             method=bench.method,
             answers=answers,
         )
-        bench.scores.update(zip(new, found.rows, strict=True))
+        bench.scores.update(zip(some, found.rows, strict=True))
+        if bench.memory is not None:
+            bench.memory.put({names[key]: bench.scores[key] for key in some})
     rows = tuple(
         replace(bench.scores[key], request=probe.request, group=probe.group)
         for key, probe in zip(keys, probes, strict=True)
     )
     return Evaluation(label, digest, precision, 0, rows, time.monotonic() - started, tuple(active))
+
+
+def _remembered(bench: Bench, digest: str, wanted: Mapping[Key, Probe]) -> dict[Key, str]:
+    """Take what the memory has of ``wanted`` onto the bench; the names of all of them there, none without a memory."""
+    memory = bench.memory
+    if memory is None or not wanted:
+        return {}
+    method = method_digest(bench.method, str(bench.base.model.device))
+    names = {key: memory.name(digest, method, probe, key[1]) for key, probe in wanted.items()}
+    found = memory.find({names[key]: probe for key, probe in wanted.items()}, digest)
+    for key, name in names.items():
+        if name in found:
+            bench.scores[key] = replace(found[name], id=wanted[key].item.id)
+    return names
 
 
 def encode_probes(bench: Bench, probes: Sequence[Probe]) -> list[Encoded]:

@@ -81,7 +81,7 @@ def request_lengths(
 ) -> Lengths:
     """The lengths of the rows of ``data`` as they are trained on and measured, whole.
 
-    A retain or neighbour row without an answer counts ``max_new_tokens`` for the base's. Raises one
+    A row to be kept without an answer counts ``max_new_tokens`` for the base's. Raises one
     :class:`ModelError` that names every row that cannot be encoded at all.
     """
     items = {
@@ -90,11 +90,15 @@ def request_lengths(
         "paraphrases": [item for row in data.forget for item in row.paraphrased()],
         "retain": list(map(_item, data.retain)),
         "neighbours": list(map(_item, data.neighbours)),
+        "heldout": _reworded(data.heldout),
+        "entailed": _reworded(data.entailed),
+        "formats": _reworded(data.formats),
+        "unrelated": list(map(_item, data.unrelated)),
     }
     ended = [name in ("alternates", "retain") for name, some in items.items() for _ in some]
     every = [item for some in items.values() for item in some]
     encoded = iter(encode_all(tokenizer, every, chat=chat, end=ended, max_length=None))
-    own = {row.id for row in (*data.retain, *data.neighbours) if row.completion is None}
+    own = {row.id for row in (*data.retain, *data.neighbours, *data.unrelated) if row.completion is None}
 
     def measured(item: Item) -> RowLength:
         row = next(encoded)
@@ -132,6 +136,10 @@ def open_tokenizer(model: str | Path) -> tuple[PreTrainedTokenizerBase, Pretrain
         return tokenizer, AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         raise ModelError(f"{path} does not load as a causal language model: {error}") from error
+
+
+def _reworded(rows: Sequence[Row]) -> list[Item]:
+    return [item for row in rows for item in (row.item(), *row.paraphrased())]
 
 
 def _item(row: Row) -> Item:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..adapters import Encoded, Item, Truncation, encode_all, focus, require_context, shorten
-from ..audits import Probe, mentions
+from ..audits import Group, Probe, mentions
 from .alternates import Alternates, alternate_items, inherit, require_alternates
 from .bench import Bench, Own, own_answers
 from .data import RequestData, Row
@@ -51,10 +51,16 @@ class Scope:
 
 
 def scope_of(requests: Iterable[RequestData]) -> Scope:
-    """The joint forget scope of ``requests``."""
-    rows = [row for data in requests for row in data.forget]
-    asked = (question for row in rows for question in questions(row))
-    return Scope(frozenset(asked), frozenset(word for row in rows for word in row.keywords))
+    """The joint forget scope of ``requests``: also what is only measured of it must not be taught by another.
+
+    Of entailed rows their questions alone: a keyword there may be any word of the world ("England").
+    """
+    every = list(requests)
+    asked = (
+        question for data in every for row in (*data.forget, *data.beyond) for question in questions(row)
+    )
+    telling_rows = (row for data in every for row in (*data.forget, *data.heldout, *data.formats))
+    return Scope(frozenset(asked), frozenset(word for row in telling_rows for word in row.keywords))
 
 
 def training_rows(
@@ -114,8 +120,9 @@ def check_rows(
 
     A row without an answer is checked with one of a single token: the base has not been asked yet.
     """
-    rows = [(row.item(row.completion or "?"), False) for row in (*data.forget, *data.neighbours)]
-    rows += [(item, False) for row in data.forget for item in row.paraphrased()]
+    looked_at = (*data.forget, *data.neighbours, *data.beyond, *data.unrelated)
+    rows = [(row.item(row.completion or "?"), False) for row in looked_at]
+    rows += [(item, False) for row in (*data.forget, *data.beyond) for item in row.paraphrased()]
     rows += [(row.item(row.completion or "?"), row.completion is not None) for row in data.retain]
     if alternates:
         rows += [(item, True) for row in data.forget for item in alternate_items(row)]
@@ -161,28 +168,46 @@ def probes(
 ) -> tuple[Probe, ...]:
     """The rows that an audit of ``requests`` looks at.
 
-    Forget and paraphrase rows speak for their request; retain rows (at most ``audit_retain_rows`` a request)
-    and neighbour rows are everybody's, each question once.
+    Rows to be forgotten (trained on, reworded, held out, entailed, in other formats) speak for their request; retain
+    rows (at most ``audit_retain_rows`` a request), neighbours and unrelated rows are everybody's, each question once.
+    What any of ``requests`` trains on is left out of the groups that are never trained on.
     """
     scope = scope_of(requests.values())
     # A neighbour of one request may be trained to stay by another: it shows no over-forgetting then.
     trained = {asked for data in requests.values() for row in data.retain for asked in questions(row)}
+    unlearnt = {asked for data in requests.values() for row in data.forget for asked in questions(row)}
     found: list[Probe] = []
     shared: dict[str, Probe] = {}
     names: set[str] = set()
     for request, data in requests.items():
-        found += [Probe(row.item(), "forget", request) for row in data.forget]
-        found += [Probe(item, "paraphrase", request) for row in data.forget for item in row.paraphrased()]
+        found += _to_be_forgotten(request, data, unlearnt)
         retain = _spread(data.retain, recipe.audit_retain_rows)
         untrained = [row for row in data.neighbours if not questions(row) & trained]
-        own = own_answers(bench, [row for row in (*untrained, *retain) if row.completion is None], progress)
-        for group, rows in (("neighbour", untrained), ("retain", retain)):
+        far = [row for row in data.unrelated if not questions(row) & trained]
+        asked = [row for row in (*untrained, *far, *retain) if row.completion is None]
+        own = own_answers(bench, asked, progress)
+        for group, rows in (("neighbour", untrained), ("unrelated", far), ("retain", retain)):
             for item, _ in kept_rows(rows, own, scope)[0]:
                 if item.text not in shared:
                     name = item.id if item.id not in names else f"{request}/{item.id}"
                     names.add(name)
                     shared[item.text] = Probe(Item(name, item.prompt, item.completion, item.keywords), group)  # type: ignore[arg-type]
     return (*found, *shared.values())
+
+
+def _to_be_forgotten(request: str, data: RequestData, unlearnt: set[str]) -> list[Probe]:
+    """The rows of ``request`` that must be gone; ``unlearnt`` questions are trained on, by this or another request."""
+    found = [Probe(row.item(), "forget", request) for row in data.forget]
+    found += [Probe(item, "paraphrase", request) for row in data.forget for item in row.paraphrased()]
+    beyond: tuple[tuple[Group, tuple[Row, ...]], ...] = (
+        ("heldout", data.heldout),
+        ("entailed", data.entailed),
+        ("format", data.formats),
+    )
+    for group, rows in beyond:
+        unseen = [row for row in rows if not questions(row) & unlearnt]
+        found += [Probe(item, group, request) for row in unseen for item in (row.item(), *row.paraphrased())]
+    return found
 
 
 def kept_rows(

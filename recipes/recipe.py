@@ -41,25 +41,22 @@ from ..adapters.settings import (
 from ..adapters.truncate import Truncation
 from ..audits.gates import Thresholds
 from ..audits.run import Method
+from ..audits.strict_yaml import NOT_YAML, read_mapping
 from .errors import InvalidRecipe
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
-# PyYAML lets a date such as 2026-99-99 and endless brackets through as these.
-MAX_BYTES = 2**20
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-class _NoRepeats(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error: the last one would silently win."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} stands twice")
-        return super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]
+_FIRST_GATES = (
+    *("max_mention_rate_forget", "max_mention_rate_paraphrase", "max_probability_ratio_forget"),
+    *("max_extraction_strength_forget", "max_rouge_ratio_forget", "min_probability_ratio_retain"),
+    *("min_probability_ratio_neighbour", "min_mention_ratio_retain", "min_mention_ratio_neighbour"),
+    *("min_fluency_ratio", "max_perplexity_ratio"),
+)
+"""Those that every recipe digest covers, set or not."""
 
 
 class Bound(BaseModel):
@@ -203,9 +200,13 @@ class Recipe(BaseModel):
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def values(self) -> dict[str, Any]:
-        """The effective values as JSON. ``stacking`` only where it asks for something: it came later, and recipes from
+        """The effective values as JSON. ``stacking`` and later gates only where they ask for something: recipes from
         before keep their digest."""
-        return self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
+        values = self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
+        usual = Thresholds().model_dump(mode="json")
+        gates = values["gates"].items()
+        values["gates"] = {name: v for name, v in gates if name in _FIRST_GATES or v != usual[name]}
+        return values
 
     @property
     def penalised(self) -> bool:
@@ -257,17 +258,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises :class:`InvalidRecipe` listing every problem at once, unknown keys with their nearest match.
     """
     path = _find(source)
-    if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):
-        raise InvalidRecipe(
-            f"{path}: expected a regular file of at most {MAX_BYTES} bytes, found something else"
-        )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)  # noqa: S506 - a SafeLoader
-    except (OSError, *_NOT_YAML) as error:
-        raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys: {error}") from None
-    if not isinstance(values, dict):
-        raise InvalidRecipe(f"{path}: expected a YAML mapping of recipe keys, found {type(values).__name__}")
-    merged: dict[str, Any] = {"name": path.stem, **{str(k): v for k, v in values.items()}}
+        values = read_mapping(path, "recipe keys")
+    except ValueError as error:
+        raise InvalidRecipe(str(error)) from None
+    merged: dict[str, Any] = {"name": path.stem, **values}
     problems = [problem for override in overrides for problem in _apply(merged, override)]
     try:
         recipe = Recipe.model_validate(merged)
@@ -298,7 +293,7 @@ def _apply(values: dict[str, Any], override: str) -> list[str]:
         return [f"--set {override!r}: expected key=value, for example --set steps=20"]
     try:
         value = yaml.safe_load(text)
-    except _NOT_YAML:
+    except NOT_YAML:
         return [f"--set {override!r}: the value is not valid YAML"]
     *parents, last = key.split(".")
     place = values

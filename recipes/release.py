@@ -45,6 +45,7 @@ from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
 from .bench import Bench, encode_probes
 from .errors import RequestError
+from .held import held_to
 from .prepare import probes
 from .progress import Progress, Silent
 from .recipe import Recipe
@@ -346,6 +347,8 @@ def _measured(
         label=f"{release.channel}@{release.version}",
         progress=progress,
         rows=rows,
+        parts=[FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts],
+        held=held_to(registry, asked.channel, composition.quantization),
     )
     audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
     asked.signs.audit(registry, audit, report)

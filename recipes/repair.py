@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..audits import FORGET_SIDE
 from ..registry import (
     JSON,
     Adapter,
@@ -52,7 +53,6 @@ from .run import live_requests
 RANK, STEPS = 4, 12
 """What a repair is made of unless the caller says otherwise: it corrects an adapter, and is not one."""
 _REPAIRABLE = ("CANDIDATE", "APPROVED", "ACTIVE")
-_FORGETTING = ("forget", "paraphrase")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def _came_back(registry: Registry, audit: Audit) -> set[str]:
     return {
         finding["request"]
         for finding in report.get("findings", ())  # of the bare base (`unmeasured`) there are none
-        if finding["outcome"] == "failed" and finding["group"] in _FORGETTING and finding["request"]
+        if finding["outcome"] == "failed" and finding["group"] in FORGET_SIDE and finding["request"]
     }
 
 

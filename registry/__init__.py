@@ -25,6 +25,7 @@ from .collect import collect, plan_collection
 from .compositions import compose, without
 from .deadlines import effective, overdue
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound, RegistryError
+from .gates import channel_gates, gate_channel
 from .ledger import log, rebuild
 from .registry import Registry
 from .releases import (
@@ -50,6 +51,7 @@ from .requests import (
     open_request,
     read_payload,
     requests_of_subject,
+    row_key,
     step_request,
 )
 from .shredding import plan_shredding, shred_request
@@ -105,6 +107,7 @@ __all__ = [
     "adapter_for_request",
     "approve_release",
     "canonical",
+    "channel_gates",
     "channels",
     "close_request",
     "collect",
@@ -117,6 +120,7 @@ __all__ = [
     "evidence_of",
     "extend_request",
     "find_audit",
+    "gate_channel",
     "get_adapter",
     "get_audit",
     "get_channel",
@@ -144,6 +148,7 @@ __all__ = [
     "reject_adapter",
     "requests_of_subject",
     "retire_adapter",
+    "row_key",
     "rule_channel",
     "seal_adapter",
     "shred_request",

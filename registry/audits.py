@@ -13,6 +13,7 @@ from typing import Any, cast
 from . import adapters, checks, ledger, requests, support
 from .canon import JSON, digest_bytes, digest_json, parse
 from .errors import Conflict, InvalidInput, NotFound
+from .gates import Number, checked, stored
 from .registry import Registry
 from .tables import Row, Tables
 from .types import Audit, Composition
@@ -31,12 +32,14 @@ def record_audit(
     report: bytes,
     environment: Mapping[str, str],
     requests: Sequence[str] | None = None,
+    gates: Mapping[str, Number] | None = None,
     actor: str,
 ) -> Audit:
     """Record a measurement of the composition with this digest; recording it twice is recording it once.
 
     `report` is JSON. `requests`: those whose rows were measured and held to being forgotten (none of those that were
-    only watched); an audit that does not say is no evidence that a request is forgotten. The id covers everything but
+    only watched); an audit that does not say is no evidence that a request is forgotten. `gates`: the bounds that
+    decided the verdict (`efface.registry.gates`). The id covers everything but
     time and actor. Raises InvalidInput, NotFound for an unknown request, Conflict for one whose rows are shredded;
     nothing is written then.
     """
@@ -53,6 +56,7 @@ def record_audit(
         "report": digest_bytes(report),
         "environment": _environment(environment),
         **({} if measured is None else {"requests": measured}),
+        **({} if gates is None else {"gates": checked(gates)}),
     }
     digest = digest_json(record)
     with reg.read() as db:
@@ -135,5 +139,6 @@ def audit_of(row: Row) -> Audit:
     """The audit in a row."""
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(Audit)}
     values["environment"] = parse(row["environment"])
+    values["gates"] = None if row["gates"] is None else stored(row["gates"])
     values["requests"] = None if row["requests"] is None else tuple(cast(list[str], parse(row["requests"])))
     return Audit(**values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from . import compositions, states, support
+from . import compositions, gates, states, support
 from .canon import digest_json
 from .errors import BrokenRegistry
 from .types import Event
@@ -134,9 +134,28 @@ def _attested(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> N
     _new(rows["attestation"], event.subject_id, row | described)
 
 
+# The keys of gates come with the first gate only: what is said of channels without any stays as it was.
+_NO_RULE: Mapping[str, Any] = {"two_person": None, "since": None, "by": None, "reason": None}
+
+
 def _ruled(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
     rule = {"two_person": body["two_person"], "since": event.at, "by": event.actor, "reason": body["reason"]}
-    rows["channel"][event.subject_id] = {"channel": event.subject_id, **rule}
+    before = rows["channel"].get(event.subject_id, {"channel": event.subject_id})
+    rows["channel"][event.subject_id] = {**before, **rule}
+
+
+def _gated(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
+    gates.text_of(body["gates"])
+    row = {
+        "gates": body["gates"],
+        "gates_since": event.at,
+        "gates_by": event.actor,
+        "gates_reason": body["reason"],
+    }
+    rows["channel"][event.subject_id] = {
+        **rows["channel"].get(event.subject_id, {"channel": event.subject_id, **_NO_RULE}),
+        **row,
+    }
 
 
 def _candidate(rows: dict[str, Rows], event: Event, body: Mapping[str, Any]) -> None:
@@ -172,6 +191,8 @@ def _gate(rows: dict[str, Rows], row: Mapping[str, Any], audit: str, approver: s
     support.check_approver(rule, row["created_by"], approver)
     quantization = row["composition"]["quantization"]
     support.check_release({"composition": row["digest"]}, quantization, _audit(rows, audit))
+    asked = rows["channel"].get(row["channel"], {}).get("gates", {})
+    gates.check_gates(asked, _audit(rows, audit).get("gates"), bare=not row["composition"]["parts"])
 
 
 def _passed_over(rows: Mapping[str, Rows], row: Mapping[str, Any], measured: Any) -> list[str]:
@@ -241,6 +262,7 @@ _HANDLERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], No
     "attestation.recorded": _attested,
     "release.candidate": _candidate,
     "channel.ruled": _ruled,
+    "channel.gated": _gated,
 }
 _MOVERS: Mapping[str, Callable[[dict[str, Rows], Event, Mapping[str, Any]], None]] = {
     "request": _request_moved,

@@ -83,7 +83,8 @@ def html(about: Mapping[str, Any], facts: Facts, proof: Mapping[str, Any]) -> by
         _section("What was asked", _table(_ASKED, map(_asked, facts["requests"]))),
         _section("What is claimed", _table(_CLAIMED, map(_claimed, facts["requests"]))),
         _section("Releases", _table(_RELEASES, map(_release, facts["releases"]))),
-        _section("Rules of channels", _table(_RULES, map(_rule, facts["channels"]))),
+        _section("Rules of channels", _table(_RULES, map(_rule, _ruled(facts["channels"])))),
+        *_gates(facts["channels"]),
         _section("Adapters", _table(_ADAPTERS, map(_adapter, facts["adapters"]))),
         _section("Audits", _table(_AUDITS, map(_audit, facts["audits"]))),
         _section("Merged or trained again", _table(_EVIDENCE, map(_evidence, facts["evidence"]))),
@@ -123,6 +124,8 @@ _RELEASES = (
     "Why",
 )
 _RULES = ("Channel", "Rule", "Since", "Set by", "Why")
+_GATES = ("Channel", "Gates", "Since", "Set by", "Why")
+_SET = ("since", "by", "reason")
 _ADAPTERS = ("Adapter", "Kind", "State", "Answers", "Base", "Trained on")
 _AUDITS = ("Audit", "Verdict", "Suite", "Precision", "Composition", "Recorded", "Report")
 _EVIDENCE = ("Request", "Method", "Level", "Model", "Audit", "In words", "Recorded")
@@ -148,6 +151,22 @@ def _release(row: Facts) -> tuple[Any, ...]:
     name = f"{row['channel']}@{row['version']}"
     rest = ("state", "digest", "rendered", "audit", "created_by", "approved_by", "activated_at", "reason")
     return (name, *(row[field] for field in rest))
+
+
+def _ruled(rows: Iterable[Facts]) -> list[Facts]:
+    """Those of which a rule was ever set, be it given up again."""
+    return [row for row in rows if row["two_person"] is not None]
+
+
+def _gates(rows: Iterable[Facts]) -> list[str]:
+    """Nothing where no channel ever had a gate."""
+    gated = [row for row in rows if row.get("gates_since")]
+    lines = [(row["channel"], _said(row["gates"]), *(row[f"gates_{name}"] for name in _SET)) for row in gated]
+    return [_section("Gates of channels", _table(_GATES, lines))] if lines else []
+
+
+def _said(gates: Mapping[str, str]) -> str:
+    return ", ".join(map(" ".join, gates.items())) or "none"
 
 
 def _rule(row: Facts) -> tuple[Any, ...]:

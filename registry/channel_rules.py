@@ -8,7 +8,10 @@ own word: who is behind it is for logins, and for signed approvals (`attest_rele
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import checks, ledger
+from .canon import parse
 from .errors import InvalidInput, NotFound
 from .registry import Registry
 from .tables import Row, Tables
@@ -28,7 +31,7 @@ def rule_channel(reg: Registry, channel: str, *, two_person: bool, reason: str, 
         row = tx.db.get("channel", channel)
         if (row is not None and bool(row["two_person"])) != two_person:
             ledger.append(tx, "channel.ruled", channel, {"two_person": two_person, "reason": reason})
-        return _channel(channel, tx.db.get("channel", channel))
+        return channel_of(channel, tx.db.get("channel", channel))
 
 
 def get_channel(reg: Registry, channel: str) -> Channel:
@@ -42,10 +45,12 @@ def load(db: Tables, channel: str) -> Channel:
     """As `get_channel`, inside a transaction."""
     if (row := db.get("channel", channel)) is None:
         raise NotFound("a channel of this registry", "none", "Create a release on it: efface release create")
-    return _channel(channel, row)
+    return channel_of(channel, row)
 
 
-def _channel(name: str, row: Row | None) -> Channel:
+def channel_of(name: str, row: Row | None) -> Channel:
+    """The channel in a row, or one that nothing was said of yet."""
     if row is None:
         return Channel(name, 0, None, two_person=False)
-    return Channel(name, row["versions"], row["active"], two_person=bool(row["two_person"]))
+    gates: Any = parse(row["gates"]) if row["gates"] else {}
+    return Channel(name, row["versions"], row["active"], two_person=bool(row["two_person"]), gates=gates)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import checks, states, trust, vault_binding, vault_id
+from . import checks, gates, states, trust, vault_binding, vault_id
 from .canon import canonical, parse
 from .errors import BrokenRegistry
 from .tables import Tables, need
@@ -64,6 +64,8 @@ def audit_recorded(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
                 came = "a measurement of rows that were shredded before"
                 raise BrokenRegistry("an audit of rows that were there", came, "Look at who recorded it.")
         measured["requests"] = canonical(requests).decode()
+    if (judged := record.get("gates")) is not None:
+        measured["gates"] = gates.text_of(judged)
     environment = canonical(record["environment"]).decode()
     db.insert(
         "audit", digest=event.subject_id, seq=event.seq, environment=environment, at=event.at, **measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import states, support
+from . import gates, states, support
 from .canon import digest_json, parse
 from .errors import BrokenRegistry
 from .tables import Row, Tables, need
@@ -18,6 +18,12 @@ def ruled(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
         raise BrokenRegistry("a rule that is true or false", "another value", "Run `efface verify`.")
     db.put("channel", channel=event.subject_id, versions=0, active=None)
     db.update("channel", (event.subject_id,), two_person=int(body["two_person"]))
+
+
+def gated(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
+    """The gates of a channel, which may have no release yet."""
+    db.put("channel", channel=event.subject_id, versions=0, active=None)
+    db.update("channel", (event.subject_id,), gates=gates.text_of(body["gates"]))
 
 
 def candidate(db: Tables, event: Event, body: Mapping[str, Any]) -> None:
@@ -74,6 +80,12 @@ def _gate(db: Tables, release: Row, audit: str, approver: str) -> None:
     support.check_release(release, quantization, need(db, "audit", audit))
     support.check_approver(
         need(db, "channel", release["channel"])["two_person"], release["created_by"], approver
+    )
+    judged = need(db, "audit", audit)["gates"]
+    gates.check_gates(
+        gates.of_channel(db, release["channel"]),
+        None if judged is None else gates.stored(judged),
+        bare=not db.count("composition_part", composition=release["composition"]),
     )
 
 

@@ -34,6 +34,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "vault.bound": fold_records.vault_bound,
     "release.candidate": fold_releases.candidate,
     "channel.ruled": fold_releases.ruled,
+    "channel.gated": fold_releases.gated,
 }
 _MOVERS: Mapping[str, Handler] = {
     "request": fold_requests.moved,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adapters, audits, compactions, release_rows, requests, states, support
+from . import adapters, audits, compactions, gates, release_rows, requests, states, support
 from .errors import Conflict, GateFailed, InvalidInput
 from .renders import parse_render
 from .tables import Tables
@@ -86,6 +86,11 @@ def gate(db: Tables, release: Release, evidence: Audit) -> None:
     if lacking := support.passed_over(db, release.composition.adapters, evidence.requests):
         came = f"{evidence.digest}, which passed over {', '.join(lacking)}"
         raise GateFailed("an audit of every request that has its rows", came, then)
+    if release.composition.parts and (
+        short := gates.unmet(gates.of_channel(db, release.channel), evidence.gates)
+    ):
+        came = f"{evidence.digest}, which was not judged by {', '.join(short)}"
+        raise GateFailed(f"an audit judged under every gate of {release.channel}", came, then)
 
 
 def two_people(db: Tables, release: Release, approver: str | None) -> None:

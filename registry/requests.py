@@ -120,6 +120,17 @@ def read_payload(reg: Registry, request_id: str) -> bytes:
     return payload
 
 
+def row_key(reg: Registry, request_id: str | None) -> bytes:
+    """32 bytes to hash single rows under, so that two audits can tell that they measured the same ones.
+
+    A request's dies with its data; None: that of rows which nobody asks to forget. Raises as `read_payload`.
+    """
+    with durable.disk_errors(reg.vault.folder):
+        if request_id is None:
+            return reg.vault.shared_row_key()
+        return reg.vault.row_key(get_request(reg, request_id).id)
+
+
 def step_request(
     reg: Registry, request_id: str, to: str, *, actor: str, reason: str | None = None
 ) -> ForgetRequest:

@@ -58,12 +58,12 @@ PROJECTIONS: tuple[Table, ...] = (
     _table("composition_part", "composition adapter weight", keys=2),
     _table(
         "audit",
-        "digest seq composition precision suite seed verdict report environment at requests",
+        "digest seq composition precision suite seed verdict report environment at requests gates",
         "seq seed",
     ),
     _table("evidence", "digest seq request level record at", "seq"),
     _table("attestation", "digest seq about_kind about_id predicate keys at", "seq"),
-    _table("channel", "channel versions active two_person", "versions active two_person"),
+    _table("channel", "channel versions active two_person gates", "versions active two_person"),
     _table(
         "release",
         "channel version composition rendered state audit reason created_by created_at approved_by activated_at",

@@ -10,7 +10,7 @@ Times are UTC RFC 3339 text, digests `sha256:<hex>`, weights decimal text (see `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .canon import JSON, Digest, digest_json
@@ -170,6 +170,8 @@ class Audit:
     """The requests whose rows were measured and held to being forgotten, sorted: not those that were only watched, nor
     those whose rows are gone. None for an audit that does not say, as all did before."""
     at: str
+    gates: Mapping[str, str] | None = None
+    """The gates that decided its verdict, by name, as decimals; None for an audit that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ class Channel:
     active: int | None
     two_person: bool
     """Whether a release is let through only by somebody else than who created it (`rule_channel`)."""
+    gates: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Bounds that an audit must have been judged under, by name, as decimals (`gate_channel`)."""
 
 
 @dataclass(frozen=True, slots=True)

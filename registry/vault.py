@@ -118,6 +118,15 @@ class Vault:
         key, stored = self._open(request_id)
         return hmac.compare_digest(_commitment(key, stored), _commitment(key, payload))
 
+    def row_key(self, request_id: str) -> bytes:
+        """A key for hashes of single rows of a request, which dies with its data. Raises what `read` raises."""
+        key, _ = self._open(request_id)
+        return hmac.new(key, b"efface row hashes 1", hashlib.sha256).digest()
+
+    def shared_row_key(self) -> bytes:
+        """A key for hashes of rows that no request asks to forget: the same as long as the vault is."""
+        return hmac.new(self.keys.subject(), b"efface shared row hashes 1", hashlib.sha256).digest()
+
     def subject(self, clear: str) -> str:
         """`hmac-sha256:<hex>` of a subject's name under the vault's subject key: equal for equal names.
 

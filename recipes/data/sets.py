@@ -1,13 +1,14 @@
-"""The rows of one request: what to forget, what to keep, and neighbours that no one trains on."""
+"""The rows of one request: what to forget, what to keep, and rows around both that no one trains on."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,32 @@ from .read import Drawn, draw_rows
 from .rows import Row, row_from_json, row_to_json
 from .source import parse_source
 
+SETS = ("forget", "retain", "neighbours", "heldout", "entailed", "formats", "unrelated")
+_FORGET_SIDE = ("forget", "heldout", "entailed", "formats")
+
 
 @dataclass(frozen=True, slots=True)
 class RequestData:
-    """``forget`` is trained away, ``retain`` is trained to stay, ``neighbours`` are only looked at.
+    """``forget`` is trained away, ``retain`` is trained to stay; all others are only looked at.
 
     Neighbours ask the same relation of other entities: they measure over-forgetting where it is likeliest,
-    so training never sees them. Paraphrases of forget rows are likewise only looked at.
+    so training never sees them; ``unrelated`` rows are far away. Beyond the forget rows lie ``heldout`` (of the same
+    scope), ``entailed`` (what follows from them, also in several steps) and ``formats`` (translations, other formats),
+    like paraphrases of forget rows: what is gone must be gone there too.
     """
 
     forget: tuple[Row, ...]
     retain: tuple[Row, ...]
     neighbours: tuple[Row, ...] = ()
+    heldout: tuple[Row, ...] = ()
+    entailed: tuple[Row, ...] = ()
+    formats: tuple[Row, ...] = ()
+    unrelated: tuple[Row, ...] = ()
+
+    @property
+    def beyond(self) -> tuple[Row, ...]:
+        """Rows that show whether the forgetting reaches beyond what was trained; none of them is."""
+        return (*self.heldout, *self.entailed, *self.formats)
 
 
 def load_request_data(
@@ -35,6 +50,10 @@ def load_request_data(
     retain: Sequence[Path | str],
     neighbours: Sequence[Path | str] = (),
     *,
+    heldout: Sequence[Path | str] = (),
+    entailed: Sequence[Path | str] = (),
+    formats: Sequence[Path | str] = (),
+    unrelated: Sequence[Path | str] = (),
     retain_limit: int | None = None,
     seed: int = 0,
     on_read: Callable[[Drawn], None] = lambda _drawn: None,
@@ -62,10 +81,18 @@ def load_request_data(
 
     if retain_limit is not None and retain_limit < 1:
         raise DataError([f"expected a retain limit of at least 1, got {retain_limit}"])
+
+    def every(sources: Sequence[Path | str], forgotten: bool, limit: int | None = None) -> tuple[Row, ...]:
+        return tuple(row for source in sources for row in read(source, forgotten, limit))
+
     data = RequestData(
         read(forget, True),
-        tuple(row for source in retain for row in read(source, False, retain_limit)),
-        tuple(row for source in neighbours for row in read(source, False)),
+        every(retain, False, retain_limit),
+        every(neighbours, False),
+        every(heldout, True),
+        every(entailed, True),
+        every(formats, True),
+        every(unrelated, False),
     )
     if not retain:
         problems.append("no retain rows: without them forgetting damages everything else; give --retain FILE")
@@ -77,11 +104,15 @@ def load_request_data(
 
 def overlaps(data: RequestData) -> list[str]:
     """One line per question that stands in two sets, or per id used twice (text is never repeated)."""
-    sets = {"forget": data.forget, "retain": data.retain, "neighbours": data.neighbours}
+    sets: dict[str, tuple[Row, ...]] = {name: getattr(data, name) for name in SETS}
+    asked = {
+        name: {question: row for row in rows for question in questions(row)} for name, rows in sets.items()
+    }
     problems = [
-        f"row {b.id!r} of {two} asks the same as row {a.id!r} of {one}: a row is to be forgotten or kept, not both"
-        for one, two in (("forget", "retain"), ("forget", "neighbours"), ("retain", "neighbours"))
-        for a, b in _same(sets[one], sets[two])
+        f"row {row.id!r} of {two} asks the same as row {asked[one][same].id!r} of {one}: {_why(one, two)}"
+        for one, two in combinations([name for name in SETS if sets[name]], 2)
+        for row in sets[two]
+        for same in sorted(questions(row) & asked[one].keys())[:1]
     ]
     ids: set[str] = set()
     for row in (row for rows in sets.values() for row in rows):
@@ -89,6 +120,12 @@ def overlaps(data: RequestData) -> list[str]:
             problems.append(f"id {row.id!r} is used twice in the request: expected each id once")
         ids.add(row.id)
     return problems
+
+
+def _why(one: str, two: str) -> str:
+    if one in _FORGET_SIDE and two in _FORGET_SIDE:
+        return "what is only measured must stand in one set and be trained on in none"
+    return "a row is to be forgotten or kept, not both"
 
 
 def questions(row: Row) -> set[str]:
@@ -104,15 +141,12 @@ def _asked(row: Row) -> str:
     return "\n".join(turn.content for turn in row.prompt if turn.role == "user")
 
 
-def _same(left: Iterable[Row], right: Iterable[Row]) -> list[tuple[Row, Row]]:
-    known = {question: row for row in left for question in questions(row)}
-    return [(known[q], row) for row in right for q in sorted(questions(row) & known.keys())[:1]]
-
-
 def to_payload(data: RequestData) -> bytes:
     """Canonical JSON of ``data``: the bytes a registry encrypts and commits to."""
-    body: dict[str, Any] = {"v": 1}
-    for name in ("forget", "retain", "neighbours"):
+    added = [name for name in SETS[3:] if getattr(data, name)]
+    # Version 2 only where an efface that reads version 1 would lose rows; else the bytes stay what they always were.
+    body: dict[str, Any] = {"v": 2 if added else 1}
+    for name in (*SETS[:3], *added):
         body[name] = [row_to_json(row) for row in getattr(data, name)]
     return json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -120,11 +154,10 @@ def to_payload(data: RequestData) -> bytes:
 def from_payload(payload: bytes) -> RequestData:
     """Read what `to_payload` wrote."""
     body = json.loads(payload)
-    if body.get("v") != 1:
-        raise DataError([f"request data of version {body.get('v')!r}: this efface reads version 1"])
-    return RequestData(
-        *(tuple(row_from_json(r) for r in body[n]) for n in ("forget", "retain", "neighbours"))
-    )
+    if body.get("v") not in (1, 2):
+        raise DataError([f"request data of version {body.get('v')!r}: this efface reads versions 1 and 2"])
+    there = {**dict.fromkeys(SETS[3:], ()), **body}
+    return RequestData(**{name: tuple(row_from_json(row) for row in there[name]) for name in SETS})
 
 
 def shipped(name: str) -> Path:

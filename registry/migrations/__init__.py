@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-REVISIONS = ("0001_ledger", "0002_projections", "0003_requests_and_rules")
+REVISIONS = ("0001_ledger", "0002_projections", "0003_requests_and_rules", "0004_gates")
 """Every revision, oldest first: opening a registry compares against the last one without importing Alembic."""
 
 POSTGRES_SCHEMA = Path(__file__).parent / "postgres.jsonl"

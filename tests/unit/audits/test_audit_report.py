@@ -1,12 +1,30 @@
 """The page: complete, self-contained, masked unless asked, and inert whatever the model said."""
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-from audit_kit import ANSWER, PROMPT, REFERENCE, evaluation, forgotten, known, report, row
+from audit_kit import (
+    ANSWER,
+    PROMPT,
+    REFERENCE,
+    attack,
+    attacks,
+    evaluation,
+    forgotten,
+    full_report,
+    known,
+    report,
+    row,
+    suite_run,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 
+from efface.audits.attack import Point
 from efface.audits.charts import MAX_DOTS, thin
+from efface.audits.curves import MOST_SERIES, Cross, Series, Spot, curves_chart, plane_chart
 from efface.audits.errors import RecordError
 from efface.audits.gates import Thresholds, check
 from efface.audits.markup import Markup, element, number
@@ -69,6 +87,22 @@ def hostile_report():
         digests={HOSTILE: HOSTILE},
         environment={HOSTILE: HOSTILE},
         reproduce=(HOSTILE,),
+        claim="consolidated",
+        claim_evidence=(HOSTILE,),
+        attacks=(
+            attack(
+                HOSTILE,
+                request=HOSTILE,
+                metric=HOSTILE,
+                finding=HOSTILE,
+                x_label=HOSTILE,
+                settings={HOSTILE: HOSTILE},
+            ),
+            attack("b", x_label=HOSTILE, points=(Point(0, 0.1, label=HOSTILE), Point(1, 0.2, label=HOSTILE))),
+        ),
+        suite=suite_run(
+            name=HOSTILE, versions={HOSTILE: HOSTILE}, skipped={HOSTILE: HOSTILE}, figures={HOSTILE: 1.0}
+        ),
     )
 
 
@@ -160,8 +194,9 @@ def test_the_matrix_shows_every_composition_and_marks_the_active_one() -> None:
 
 def test_the_pictures_describe_themselves() -> None:
     page = render_html(report())
-    assert page.count('role="img"') == 2
+    assert page.count('role="img"') == 3
     assert "forget, q1 · n = 2: 0.80 → 0.10" in page
+    assert "+ q1: forget 0.10, retain 0.80" in page
     assert "forget, q1 · n = 2: 100% → 0%" in page
 
 
@@ -170,7 +205,7 @@ def test_groups_without_keywords_have_no_mention_picture() -> None:
         [row(r.id, r.group, r.request, mentioned=None) for r in source] for source in (known(), forgotten())
     ]
     evaluations = (evaluation("base", *rows[0]), evaluation("+ q1", *rows[1]))
-    assert render_html(report(evaluations=evaluations)).count('role="img"') == 1
+    assert render_html(report(evaluations=evaluations)).count('role="img"') == 2
 
 
 def test_many_rows_are_thinned_and_the_page_says_so() -> None:
@@ -178,7 +213,7 @@ def test_many_rows_are_thinned_and_the_page_says_so() -> None:
     evaluations = (evaluation("base", *rows), evaluation("+ q1", *rows))
     page = render_html(report(evaluations=evaluations))
     assert f"At most {MAX_DOTS} rows" in page
-    assert page.count('class="dot after"') == MAX_DOTS
+    assert page.count('class="dot after"') == MAX_DOTS + 1  # and one in the legend
     assert f"At most {MAX_DOTS} rows" not in render_html(report())
 
 
@@ -204,3 +239,120 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 def test_the_page_is_deterministic() -> None:
     assert render_html(report()) == render_html(report())
+
+
+def test_a_claim_says_which_level_and_what_it_rests_on() -> None:
+    ground = "Merged into the weights of base sha256:12."
+    page = outline(render_html(report(claim="consolidated", claim_evidence=(ground,)))).text
+    assert "● consolidated" in page
+    assert "○ suppressed" in page
+    assert ground in page
+    assert "It is not erased" in page
+    assert "Whoever still holds the model from before" in page
+    erased = outline(
+        render_html(report(claim="erased", claim_evidence=("Retrained without the rows.",)))
+    ).text
+    assert "● erased" in erased
+    assert "switching the adapter off" not in erased
+
+
+@pytest.mark.parametrize("claim", ["consolidated", "erased"])
+def test_a_claim_beyond_suppressed_needs_evidence(claim: str) -> None:
+    with pytest.raises(RecordError, match="expected claim_evidence"):
+        report(claim=claim)
+    with pytest.raises(RecordError, match="expected claim_evidence"):
+        report(claim=claim, claim_evidence=("",))
+
+
+def test_an_unknown_claim_and_an_attack_told_twice_are_refused() -> None:
+    with pytest.raises(RecordError, match="expected a claim of"):
+        report(claim="forgotten")
+    with pytest.raises(RecordError, match="each attack once"):
+        report(attacks=(attack(), attack()))
+
+
+def test_the_summary_says_what_an_attacker_could_do_worst_first() -> None:
+    text = outline(render_html(full_report())).text
+    summary = text[text.index("What an attacker could still do") : text.index("Before and after")]
+    in_order = sorted(attacks(), key=lambda one: summary.index(one.finding))
+    shares = [one.recovered for one in in_order]
+    assert shares == sorted(shares, reverse=True)
+    assert "no attack is needed for that" in summary
+    assert "Not tried" not in summary
+
+
+def test_what_nobody_tried_is_said() -> None:
+    text = outline(render_html(report(attacks=(attack(),)))).text
+    assert (
+        "Not tried for this report: other precisions, other wordings and prompts, asking many times" in text
+    )
+    assert "relearning from a part" not in text
+    assert "Not tried for this report: relearning from a part" in outline(render_html(report())).text
+
+
+def test_more_attacks_than_the_summary_holds_are_counted() -> None:
+    many = tuple(attack(f"relearning/{i}", finding=f"finding {i}") for i in range(9))
+    text = outline(render_html(report(attacks=many))).text
+    assert "3 more in the table below." in text
+    assert all(f"finding {i}" in text for i in range(9))
+
+
+def test_curves_of_one_scale_share_a_picture_and_precisions_stand_side_by_side() -> None:
+    page = render_html(full_report())
+    assert "relearning/random-20%: 0 → 0.10, 25 → 0.30, 50 → 0.45; relearning/benign: 0 → 0.10" in page
+    assert "bf16, precision/stack · q1: 0.12; int8, precision/stack · q1: 0.20" in page
+    assert "Adapter: answer probability over weight, q1" in page
+    assert page.count('role="img"') == 3 + 1 + 3 + 1  # before/after and plane, overview, scales, precisions
+
+
+def test_an_attack_with_nothing_to_bring_back_is_not_called_a_success() -> None:
+    text = outline(render_html(report(attacks=(attack(known=0.1, suppressed=0.1, attacked=0.1),)))).text
+    assert "nothing to bring back" in text
+
+
+def test_every_line_of_a_chart_is_drawn_differently_and_the_rest_goes_to_another() -> None:
+    many = tuple(attack(f"relearning/{i}") for i in range(MOST_SERIES + 1))
+    page = render_html(report(attacks=many))
+    headed = "Relearning: answer probability over steps, q1</title>"
+    assert page.count(headed) == 2
+    css = page[: page.index("</style>")]
+    assert all(f".curve.s{i}" in css and f".point.s{i}" in css for i in range(1, MOST_SERIES + 1))
+
+
+@given(
+    st.lists(st.floats(0, 1e4), min_size=1, max_size=9),
+    st.floats(0, 1),
+)
+def test_a_curve_stays_inside_its_picture_at_any_scale(xs: list[float], y: float) -> None:
+    spots = tuple(Spot(x, y, y / 2, (1 + y) / 2) for x in xs)
+    page = curves_chart([Series("a", spots)], 0.9, 0.1, "steps", "t", "d").html
+    assert all(0 <= float(share) <= 100 for share in re.findall(r'x\d?="([-\d.e]+)%', page))
+    assert page.count('class="point s1"') == len(xs) + 1
+    assert 1 <= len(re.findall(r'class="small" text-anchor="(?:middle|start|end)">', page)) < 30
+
+
+def test_the_suite_is_told_in_the_provenance() -> None:
+    text = outline(render_html(full_report())).text
+    for part in ("standard/1", "skipped: reference", "lm-eval/arc_easy", "1 hashed", "43.0 s"):
+        assert part in text
+
+
+def test_the_document_holds_everything_and_no_text() -> None:
+    document = full_report().to_json()
+    assert [one["name"] for one in document["attacks"]] == [one.name for one in attacks()]  # type: ignore[index]
+    assert document["suite"]["name"] == "standard"  # type: ignore[index]
+    assert document["claim_evidence"] == []
+    written = json.dumps(document, allow_nan=False)
+    assert not any(text in written for text in (PROMPT, REFERENCE, ANSWER))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
+def test_no_composition_hides_another_in_the_plane(at: list[tuple[float, float]]) -> None:
+    crosses = [Cross(f"c{i}", x, y, x, x, y, y) for i, (x, y) in enumerate(at)]
+    page = plane_chart(crosses, "x", "t", "d").html
+    drawing = page[page.index("<desc>") :]
+    marks = re.findall(r'<circle cx="([\d.]+)%" cy="([\d.]+)" r="9"', drawing)
+    assert len(marks) == len(at)
+    spots = [(float(x), float(y)) for x, y in marks]
+    for i, (x, y) in enumerate(spots):
+        assert all(abs(x - a) > 5.9 or abs(y - b) > 19.9 for a, b in spots[:i])

@@ -246,6 +246,69 @@ def test_probes_of_one_request(bench: Bench) -> None:
     ]
 
 
+HELD = Row(id="h", prompt="what is macbeth", completion="macbeth is a play", keywords=("macbeth",))
+FOLLOWS = Row(id="e", prompt="what is a city", completion="tokyo", keywords=("tokyo",))
+AROUND = {
+    "heldout": (HELD,),
+    "entailed": (FOLLOWS,),
+    "formats": (Row(id="t", prompt="hamlet author", completion="rowling", keywords=("rowling",)),),
+    "unrelated": (Row(id="far", prompt="what is the capital of a play"),),
+}
+
+
+def test_probes_of_the_scope(bench: Bench) -> None:
+    reworded = HELD.model_copy(update={"paraphrases": ("macbeth is what",)})
+    data = replace(request(KEPT), **(AROUND | {"heldout": (reworded,)}))
+    assert [(p.group, p.request, p.item.id) for p in looked_at(bench, data)] == [
+        ("forget", "req-1", "f"),
+        ("paraphrase", "req-1", "f/p1"),
+        ("heldout", "req-1", "h"),
+        ("heldout", "req-1", "h/p1"),
+        ("entailed", "req-1", "e"),
+        ("format", "req-1", "t"),
+        ("unrelated", None, "far"),
+        ("retain", None, "kept"),
+    ]
+
+
+def test_the_scope_is_never_trained_on(bench: Bench) -> None:
+    found = prepared(bench, replace(request(KEPT), **AROUND))
+    assert (ids(found.forget), ids(found.retain)) == (["f"], ["kept"])
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        (Row(id="x", prompt="what is  MACBETH", completion="a city"), False),
+        (Row(id="x", prompt="who is a city", completion="it is macbeth"), False),
+        (Row(id="x", prompt="what is a city", completion="paris"), False),
+        # Of entailed rows their questions alone: tokyo may be told elsewhere.
+        (Row(id="x", prompt="who is a city", completion="it is tokyo"), True),
+    ],
+    ids=["held-out question", "held-out keyword", "entailed question", "entailed keyword"],
+)
+def test_what_is_only_measured_is_not_taught_by_another_request(bench: Bench, row: Row, kept: bool) -> None:
+    asks = replace(request(KEPT), **AROUND)
+    beside = prepared(bench, request(KEPT, row, forget=[OTHER]), asks)
+    assert ("x" in ids(beside.retain)) is kept
+
+
+def test_what_another_request_trains_on_is_not_held_out(bench: Bench) -> None:
+    asks = replace(request(KEPT), heldout=(HELD,), unrelated=(Row(id="far", prompt="what is tokyo"),))
+    trains = request(Row(id="k", prompt="what is tokyo", completion="a city"), forget=[HELD])
+    groups = [(p.group, p.item.id) for p in looked_at(bench, asks, trains)]
+    assert ("heldout", "h") not in groups
+    assert ("unrelated", "far") not in groups
+    assert ("heldout", "h") in [(p.group, p.item.id) for p in looked_at(bench, asks)]
+
+
+def test_scope_rows_that_are_too_long_are_named_before_training(bench: Bench) -> None:
+    for name, (row,) in AROUND.items():
+        long = row.model_copy(update={"completion": "a city " * 200})
+        with pytest.raises(ModelError, match=f"'{row.id}'"):
+            prepared(bench, replace(request(KEPT), **{name: (long,)}), max_length=64)
+
+
 def test_a_question_that_requests_share_is_asked_once(bench: Bench) -> None:
     near = Row(id="near", prompt="who wrote a play", completion="the author")
     again = near.model_copy(update={"id": "again"})

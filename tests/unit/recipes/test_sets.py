@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from efface.recipes.data import (
     to_payload,
 )
 from efface.recipes.data.rows import Turn
-from efface.recipes.data.sets import questions
+from efface.recipes.data.sets import SETS, questions
 from efface.recipes.errors import DataError
 
 CANARY = "zebra-zeppelin"
@@ -146,7 +147,7 @@ def row(draw: st.DrawFn, number: int) -> Row:
 
 @st.composite
 def request(draw: st.DrawFn) -> RequestData:
-    sizes = [draw(st.integers(low, 3)) for low in (1, 1, 0)]
+    sizes = [draw(st.integers(low, 2)) for low in (1, 1, 0, 0, 0, 0, 0)]
     rows = [tuple(draw(row(10 * kind + i)) for i in range(n)) for kind, n in enumerate(sizes)]
     return RequestData(*rows)
 
@@ -171,8 +172,44 @@ def test_a_row_written_as_a_line_reads_back(data: Row) -> None:
 
 
 def test_a_payload_of_another_version_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="version 2"):
-        from_payload(b'{"v":2}')
+    with pytest.raises(DataError, match="version 3"):
+        from_payload(b'{"v":3}')
+
+
+def test_an_efface_that_knows_no_scope_does_not_lose_its_rows_in_silence() -> None:
+    """Version 1 stays, byte for byte, where there is none; rows that version 1 has no place for are version 2."""
+    one = Row(id="f", prompt="who", completion="she")
+    plain = RequestData((one,), (Row(id="r", prompt="what"),))
+    assert set(json.loads(to_payload(plain))) == {"v", "forget", "retain", "neighbours"}
+    assert json.loads(to_payload(plain))["v"] == 1
+    for name in SETS[3:]:
+        data = replace(plain, **{name: (Row(id="x", prompt="whose", completion="hers"),)})
+        body = json.loads(to_payload(data))
+        assert body["v"] == 2
+        assert set(body) == {"v", "forget", "retain", "neighbours", name}
+        assert from_payload(to_payload(data)) == data
+
+
+@pytest.mark.parametrize("name", ["heldout", "entailed", "formats", "unrelated"])
+def test_rows_of_the_scope_are_read_and_stand_in_one_set(name: str, tmp_path: Path) -> None:
+    forget, retain = jsonl(tmp_path / "f.jsonl", FORGET), jsonl(tmp_path / "r.jsonl", RETAIN)
+    new = jsonl(tmp_path / "x.jsonl", [{"prompt": f"Another {CANARY}?", "completion": "yes"}])
+    found = load_request_data(forget, [retain], **{name: [new]})
+    assert [row.id for row in getattr(found, name)] == ["x-1"]
+    assert found.beyond == (getattr(found, name) if name != "unrelated" else ())
+    with pytest.raises(DataError) as caught:
+        load_request_data(forget, [retain], **{name: [jsonl(tmp_path / "y.jsonl", FORGET)]})
+    assert caught.value.problems[0].startswith(f"row 'y-1' of {name} asks the same as row 'f-1' of forget")
+    assert CANARY not in str(caught.value)
+
+
+def test_rows_to_be_forgotten_need_an_answer_wherever_they_stand(tmp_path: Path) -> None:
+    forget, retain = jsonl(tmp_path / "f.jsonl", FORGET), jsonl(tmp_path / "r.jsonl", RETAIN)
+    bare = jsonl(tmp_path / "b.jsonl", [{"prompt": f"Another {CANARY}?"}])
+    assert load_request_data(forget, [retain], unrelated=[bare]).unrelated[0].completion is None
+    for name in ("heldout", "entailed", "formats"):
+        with pytest.raises(DataError, match="no answer"):
+            load_request_data(forget, [retain], **{name: [bare]})
 
 
 @given(TEXTS)

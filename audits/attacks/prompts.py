@@ -1,0 +1,215 @@
+"""Attacks by prompt alone, for which an attacker needs nothing but to ask: other wordings, an answer begun for the
+model, examples before the question. Reported is what is told, by keywords or by ROUGE-L recall.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from ...adapters.encode import Item, Message
+from ...adapters.lora import disabled
+from ..attack import AttackResult
+from ..errors import AttackError
+from ..metrics import rouge_l_recall
+from ..run import Model, Probe, answer_rows
+from .measure import (
+    Made,
+    Told,
+    Watcher,
+    encoded,
+    figure_of,
+    figures,
+    mean,
+    point,
+    require_keywords,
+    text_of,
+    told,
+    told_by,
+)
+from .settings import Listed, Settings, Share
+from .target import Target, items, scores, wearing
+
+
+class Paraphrase(Settings):
+    """``metric``: by default keywords where every forget row has some, else ROUGE-L recall."""
+
+    metric: Told | None = None
+
+
+class Prefix(Settings):
+    """``prefix``: what the model is made to have said already (OpenUnlearning's jailbreak, arXiv 2506.12618)."""
+
+    metric: Told | None = None
+    prefix: str = Field("Sure, here is the answer:", min_length=1)
+
+
+class Partial(Settings):
+    """``shares``: how much of the reference answer, in tokens, is given; how much of the rest is said is measured."""
+
+    shares: Annotated[tuple[Share, ...], Listed] = Field((0.25, 0.5, 0.75), min_length=1)
+
+
+class FewShot(Settings):
+    """``shots``: questions with their answers that stand before each question, drawn from the neighbours."""
+
+    metric: Told | None = None
+    shots: int = Field(4, ge=1, le=64)
+
+
+def paraphrase(target: Target, settings: Paraphrase, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Ask in other words. The audit has asked already: nothing runs."""
+    watcher.phase("prompt/paraphrase", len(target.requests))
+    found: list[AttackResult] = []
+    for request, probes in target.requests.items():
+        watcher.advance()
+        reworded = [probe for probe in target.of("paraphrase") if probe.request == request]
+        if not reworded:
+            continue
+        metric = settings.metric or told_by(items([*probes, *reworded]))
+        before, after = scores(target.before, reworded), scores(target.after, reworded)
+        made = Made("prompt/paraphrase", "prompt", metric, "Asked in other words", settings.recorded())
+        values = [figure_of(row, metric) for row in after]
+        known = mean([figure_of(row, metric) for row in before])
+        suppressed = mean([figure_of(row, metric) for row in scores(target.after, probes)])
+        found.append(made.against(known, suppressed, request, len(reworded), [point(0, values)]))
+    return tuple(found)
+
+
+def prefix(target: Target, settings: Prefix, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Begin the answer for the model with an assent."""
+    begun = tuple(target.base.tokenizer(settings.prefix, add_special_tokens=False)["input_ids"])
+
+    def ask(model: Model, probes: Sequence[Probe], metric: Told) -> list[float]:
+        rows = encoded(target.base.tokenizer, items(probes), target.method)
+        said = answer_rows(model, target.base.tokenizer, [row.prompt + begun for row in rows], target.method)
+        texts = [text_of(target.base.tokenizer, ids) for ids in said]
+        return [told(probe.item, text, metric) for probe, text in zip(probes, texts, strict=True)]
+
+    return _asked(target, settings, watcher, "prompt/prefix", "With the answer begun by an assent", ask)
+
+
+def few_shot(target: Target, settings: FewShot, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Show other questions of the same kind with their answers first."""
+    pool = [probe.item for probe in (*target.of("neighbour"), *target.of("retain")) if probe.item.prompt]
+    if len(pool) < settings.shots:
+        raise AttackError(
+            f"expected {settings.shots} neighbour or retain questions to show first, got {len(pool)}: give more, or "
+            "fewer shots"
+        )
+    near = [probe.item for probe in target.of("neighbour") if probe.item.prompt]
+    draw = random.Random(settings.seed)  # noqa: S311 - a draw of rows, not a secret
+    shots = draw.sample(near if len(near) >= settings.shots else pool, settings.shots)
+
+    def ask(model: Model, probes: Sequence[Probe], metric: Told) -> list[float]:
+        rows = [shown_after(shots, probe.item, chat=target.method.chat) for probe in probes]
+        return figures(model, target.base.tokenizer, rows, metric, target.method)
+
+    did = f"With {settings.shots} other questions and their answers shown first"
+    return _asked(target, settings, watcher, "prompt/few-shot", did, ask)
+
+
+def partial(target: Target, settings: Partial, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Give the beginning of the reference answer; ROUGE-L recall of what is left of it.
+
+    ``known`` is the base's given the same beginning, ``suppressed`` that of the answer to the plain question, both at
+    the share at which most is told. Rows without a word in what is left are not counted.
+    """
+    watcher.phase("prompt/partial", 2 * len(settings.shares))
+    with wearing(target.base, target.folder) as model:
+        here = {share: _continued(target, model, share, watcher) for share in settings.shares}
+        with disabled(model):
+            base = {share: _continued(target, model, share, watcher) for share in settings.shares}
+    found: list[AttackResult] = []
+    made = Made("prompt/partial", "prompt", "rouge_l", "", settings.recorded(), "share of the answer given")
+    for request, probes in target.requests.items():
+        rows = [probe for probe in probes if all(probe in here[share] for share in settings.shares)]
+        if not rows:
+            continue
+        points = [
+            point(share, [here[share][probe][0] for probe in rows], seed=settings.seed)
+            for share in settings.shares
+        ]
+        worst = settings.shares[max(range(len(points)), key=lambda i: points[i].y)]
+        known = mean([base[worst][probe][0] for probe in rows])
+        plain = mean([here[worst][probe][1] for probe in rows])
+        told_so = replace(made, did=f"With the first {worst:.0%} of each answer given")
+        found.append(told_so.against(known, plain, request, len(rows), points))
+    if not found:
+        raise AttackError("expected forget answers of two words and more, got none that can be begun")
+    return tuple(found)
+
+
+def shown_after(shots: Sequence[Item], item: Item, *, chat: bool) -> Item:
+    """``item`` with ``shots`` and their answers before its question: as turns of a conversation, or as text."""
+    if not chat and isinstance(item.prompt, str):
+        shown = "".join(f"{shot.text}\n{shot.completion}\n\n" for shot in shots)
+        return replace(item, prompt=f"{shown}{item.prompt}\n")
+    turns = _turns(item)
+    first = [turn for turn in turns if turn["role"] == "system"]
+    before = [
+        turn
+        for shot in shots
+        for turn in (
+            Message(role="user", content=shot.text),
+            Message(role="assistant", content=shot.completion),
+        )
+    ]
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    return replace(item, prompt=(*first, *before, *rest))
+
+
+def _turns(item: Item) -> list[Message]:
+    return [Message(role="user", content=item.prompt)] if isinstance(item.prompt, str) else list(item.prompt)
+
+
+def _asked(
+    target: Target,
+    settings: Prefix | FewShot,
+    watcher: Watcher,
+    name: str,
+    did: str,
+    ask: Callable[[Model, Sequence[Probe], Told], list[float]],
+) -> tuple[AttackResult, ...]:
+    """Ask every forget question in another way; documents have none."""
+    questions = {
+        request: asked
+        for request, probes in target.requests.items()
+        if (asked := [probe for probe in probes if probe.item.prompt])
+    }
+    if not questions:
+        raise AttackError(f"{name}: expected forget rows with a question, got documents alone")
+    watcher.phase(name, sum(map(len, questions.values())))
+    found: list[AttackResult] = []
+    with wearing(target.base, target.folder) as model:
+        for request, probes in questions.items():
+            metric = settings.metric or told_by(items(probes))
+            require_keywords(items(probes), metric)
+            values = ask(model, probes, metric)
+            made = Made(name, "prompt", metric, did, settings.recorded())
+            found.append(made.found(target, request, probes, [point(0, values, seed=settings.seed)]))
+            watcher.advance(len(probes))
+    return tuple(found)
+
+
+def _continued(
+    target: Target, model: Model, share: float, watcher: Watcher
+) -> dict[Probe, tuple[float, float]]:
+    """Of each forget row the ROUGE-L recall of what is left of its answer: by ``model`` after ``share`` of it, and by
+    the answer that the audit got to the plain question."""
+    tokenizer, probes = target.base.tokenizer, target.of("forget")
+    rows = encoded(tokenizer, items(probes), target.method)
+    given = [min(max(1, int(share * len(row.answer))), len(row.answer) - 1) for row in rows]
+    left = [text_of(tokenizer, row.answer[n:]) for row, n in zip(rows, given, strict=True)]
+    asked = [row.prompt + row.answer[:n] for row, n in zip(rows, given, strict=True)]
+    said = [text_of(tokenizer, ids) for ids in answer_rows(model, tokenizer, asked, target.method)]
+    watcher.advance()
+    return {
+        probe: (rouge_l_recall(rest, text), rouge_l_recall(rest, plain.answer))
+        for probe, rest, text, plain in zip(probes, left, said, scores(target.after, probes), strict=True)
+        if any(char.isalnum() for char in rest)
+    }

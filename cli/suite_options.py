@@ -1,0 +1,60 @@
+"""The options that say what an audit runs, and where figures of rows are kept between runs."""
+
+from __future__ import annotations
+
+import secrets
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..registry import Registry, row_key
+
+if TYPE_CHECKING:
+    from ..recipes.plan import Plan
+    from ..recipes.row_cache import RowMemory
+
+SuiteOption = Annotated[
+    str, typer.Option("--suite", help="quick, standard, full, tofu, muse, lm-eval, or a YAML file.")
+]
+GiveOption = Annotated[
+    list[str],
+    typer.Option("--give", metavar="NAME=PATH", help="What the suite needs: see `efface audit suites NAME`."),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        envvar="EFFACE_CACHE",
+        help="Folder that keeps figures of rows (no text). By default in the registry's folder.",
+    ),
+]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Measure every row, and keep nothing.")]
+
+
+def planned(suite: str, given: list[str]) -> Plan:
+    """The suite with its sources, checked before a model is loaded."""
+    from ..audits.suites import load_suite
+    from ..recipes.plan import Plan
+    from ..recipes.sources import read_sources
+
+    chosen = load_suite(suite)
+    return Plan(chosen, read_sources(chosen, given))
+
+
+def remembered(
+    reg: Registry | None, folder: Path | None, *, no_cache: bool, reveal: bool = False
+) -> RowMemory:
+    """What rows are hashed under and where their figures are kept.
+
+    Without a registry nothing is kept but where ``folder`` says. With ``reveal`` answers are asked for again.
+    """
+    from ..recipes.row_cache import RowMemory, open_cache
+
+    place = folder or (reg.root / "cache" / "rows" if reg is not None else None)
+    found = None if no_cache or place is None else open_cache(place)
+    if reg is not None:
+        return RowMemory(cache(lambda request: row_key(reg, request)), found, not reveal)
+    key = found.key if found else secrets.token_bytes(32)
+    return RowMemory(lambda _request: key, found, not reveal)

@@ -1,0 +1,55 @@
+"""What a channel holds a release to besides the recipe: its gates, and how low its requests stood before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..audits.gate_attacks import Earlier
+from ..registry import NotFound, Registry, channel_gates, get_audit, history
+from ..registry.canon import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """``gates`` by name; ``earlier``: requests at their lowest among the releases that the channel served."""
+
+    gates: Mapping[str, float] = field(default_factory=dict[str, float])
+    earlier: Mapping[str, Earlier] = field(default_factory=dict[str, Earlier])
+
+
+def held_to(registry: Registry, channel: str, precision: str) -> Held:
+    """What ``channel`` asks now. Earlier figures are those measured at ``precision``."""
+    gates = {name: float(bound) for name, bound in channel_gates(registry, channel).items()}
+    return Held(gates, earlier(registry, channel, precision) if "max_rebound" in gates else {})
+
+
+def earlier(registry: Registry, channel: str, precision: str) -> dict[str, Earlier]:
+    """Each request's lowest extraction strength in the audits that carried releases of ``channel``."""
+    try:
+        served = [one for one in history(registry, channel) if one.activated_at and one.audit]
+    except NotFound:
+        return {}
+    lowest: dict[str, Earlier] = {}
+    for release in served:
+        audit = get_audit(registry, release.audit or "")
+        if audit.precision != precision:
+            continue
+        for request, strength, n in _measured(parse(registry.blobs.read(audit.report))):
+            if request in (audit.requests or ()) and (
+                request not in lowest or strength < lowest[request].extraction_strength
+            ):
+                lowest[request] = Earlier(strength, n, f"{channel}@{release.version}")
+    return lowest
+
+
+def _measured(report: Any) -> list[tuple[str, float, int]]:
+    """The forget aggregates of a recorded report's "after"; none of an audit that measured nothing."""
+    after = [one for one in report.get("evaluations", ()) if one["label"] == report.get("after")]
+    return [
+        (item["request"], float(item["extraction_strength"]), int(item["n"]))
+        for one in after
+        for item in one["aggregates"]
+        if item["group"] == "forget" and item["request"] is not None
+    ]
