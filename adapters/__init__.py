@@ -7,6 +7,7 @@ then `compose.py` (the exact stack) and `model.py` (bases, their precision and f
 from .apart import initialise_null_space
 from .checkpoint import Checkpoints
 from .compose import Composed, Part, Stack, compose, parse_weight, plan
+from .contrast import initialise_contrast
 from .encode import (
     Batch,
     Encoded,
@@ -94,6 +95,7 @@ __all__ = [
     "fetch_model",
     "focus",
     "greedy",
+    "initialise_contrast",
     "initialise_null_space",
     "load",
     "load_base",

@@ -108,7 +108,7 @@ def initialise_null_space(model: PeftModel, folders: Sequence[Path]) -> None:
     layer has fewer free input directions than the adapter has ranks, or for an adapter that is not fresh; and what
     `read_others` raises.
     """
-    _require_fresh(model)
+    require_fresh(model)
     others = read_others(model.get_base_model(), folders)
     starts: list[tuple[Tensor, Tensor]] = []
     short: dict[str, tuple[int, int]] = {}
@@ -169,7 +169,8 @@ def kept_apart(
     return Apart(tuple(sides[0]), tuple(sides[1]), inputs, outputs)
 
 
-def _require_fresh(model: PeftModel) -> None:
+def require_fresh(model: PeftModel) -> None:
+    """Raise :class:`TrainingError` unless the adapter in training adds nothing yet."""
     if any(bool(layer.lora_B[TRAINED].weight.any()) for _, layer in _trained_layers(model)):
         raise TrainingError("expected a fresh adapter, got one that is trained or initialised otherwise")
 

@@ -25,7 +25,7 @@ from .lora_files import CONFIG_NAME, WEIGHTS_NAME
 from .peft_config import AdapterConfig, config_bytes
 from .tensors import safetensors_bytes, write_atomic
 
-Initialisation = Literal["default", "fila", "null_space"]
+Initialisation = Literal["default", "fila", "null_space", "contrast"]
 
 # The adapter in training, the frozen one that it is stacked on, and the frozen start that it is a difference to.
 TRAINED, STACKED, ANCHOR = "default", "stacked", "anchor"

@@ -19,6 +19,7 @@ from ..adapters import (
     TrainResult,
     attach,
     detach,
+    initialise_contrast,
     initialise_null_space,
     prompt_ids,
     save,
@@ -93,6 +94,10 @@ def train_adapter(
         if recipe.initialisation == "null_space":
             with memory_named(recipe.train_settings()):
                 initialise_null_space(model, list(beside.apart_from.values()))
+        if recipe.initialisation == "contrast":
+            pad = pad_id(bench.base.tokenizer)
+            with memory_named(recipe.train_settings()):
+                initialise_contrast(model, rows.forget, rows.retain, pad_id=pad, seed=recipe.seed)
         results = _rounds(
             bench, model, data, rows, recipe, progress, cache, beside, work, report_to, callbacks
         )

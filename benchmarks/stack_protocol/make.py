@@ -22,6 +22,7 @@ from efface.adapters import (
     compose,
     detach,
     encode,
+    initialise_contrast,
     initialise_null_space,
     save,
     train,
@@ -138,10 +139,12 @@ def _trained(
     try:
         if recipe.initialisation == "null_space":
             initialise_null_space(model, before)
+        encoded = _encoded(base, forget), _encoded(base, _retain(bench.people, series, authors))
+        if recipe.initialisation == "contrast":
+            initialise_contrast(model, *encoded, pad_id=pad_id(base.tokenizer), seed=recipe.seed)
         result = train(
             model,
-            _encoded(base, forget),
-            _encoded(base, _retain(bench.people, series, authors)),
+            *encoded,
             settings,
             pad_id=pad_id(base.tokenizer),
             eos_id=eos_id(base.tokenizer),

@@ -63,6 +63,15 @@ METHODS = {
             overrides=("stacking.company=0.5",),
             about="sum, a random draw of those before on in half of the steps",
         ),
+        Method(
+            "contrast",
+            "independent",
+            overrides=("initialisation=contrast", "stacking.freeze_a=true", "alpha=20"),
+            about="sum, A frozen on what tells the forget rows from the retain rows; retain weighs 20, not 2",
+        ),
+        Method(
+            "contrast-balanced", "balanced", about="contrast, and a balance of the whole stack", of="contrast"
+        ),
         Method("balanced", "balanced", about="sum, and a balance of the whole stack", of="sum"),
         Method("sequential", "sequential", about="each on top of those before"),
         Method("together", "together", about="one adapter for all N, trained anew for every N"),
