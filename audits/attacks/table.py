@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError
 
 from ..attack import AttackResult
@@ -28,7 +29,7 @@ Need = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """``run(target, settings, watcher)``: one result for each request. ``preset``: settings that make it what its name
+    """``run(target, settings, watcher)``: one result a request. ``preset``: settings that make it what its name
     says, under those that a suite gives."""
 
     run: Callable[[Target, Any, Watcher], tuple[AttackResult, ...]]
@@ -102,7 +103,8 @@ def run_attack(
     values: Mapping[str, object] = MappingProxyType({}),
     watcher: Watcher | None = None,
 ) -> tuple[AttackResult, ...]:
-    """Make the attack ``name`` of `ATTACKS` with settings ``values`` on every request of ``target``.
+    """Make the attack ``name`` of `ATTACKS` with settings ``values`` on every request of ``target`` that has rows for
+    it: there is a result for each of these.
 
     The target's model is afterwards what it was. Deterministic for a seed on a CPU. Raises `AttackError` for an unknown
     name or setting and for what the target lacks, before anything runs; `OutOfMemory`; and what loading, training and
@@ -115,7 +117,9 @@ def run_attack(
             f"{name}: expected {', '.join(missing)}, got none: give them, or leave this attack out"
         )
     started = time.monotonic()
-    found = attack.run(target, settings, watcher or Unwatched())
+    devices = [target.base.model.device] if target.base.model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # PEFT draws whenever it makes a layer
+        found = attack.run(target, settings, watcher or Unwatched())
     each = (time.monotonic() - started) / max(1, len(found))
     return tuple(replace(one, seconds=each) for one in found)
 
