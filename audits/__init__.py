@@ -8,6 +8,7 @@ an auditor cannot edit the book that an audit is written into.
 
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
+from .depth import Depth, depth_score, unlearning_depth
 from .document import SCHEMA, AuditReport
 from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
 from .errors import (
@@ -46,6 +47,7 @@ from .metrics import (
     rouge_l_recall,
 )
 from .muse import knowledge_memorization, verbatim_memorization
+from .patching import Patched, patched_drops
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
 from .scope import ScopeBounds, over_unlearned
@@ -84,6 +86,7 @@ __all__ = [
     "AttackResult",
     "AuditError",
     "AuditReport",
+    "Depth",
     "Drift",
     "Evaluation",
     "Finding",
@@ -97,6 +100,7 @@ __all__ = [
     "MissingReference",
     "OutOfMemory",
     "Paired",
+    "Patched",
     "Point",
     "Probe",
     "RecordError",
@@ -115,6 +119,7 @@ __all__ = [
     "bootstrap_ci",
     "check",
     "choice_probabilities",
+    "depth_score",
     "evaluate",
     "exact_memorization",
     "extraction_strength",
@@ -133,6 +138,7 @@ __all__ = [
     "ngram_entropy",
     "over_unlearned",
     "paired",
+    "patched_drops",
     "perplexity",
     "priv_leak",
     "probability_drift",
@@ -149,6 +155,7 @@ __all__ = [
     "token_kl",
     "truth_ratios",
     "truth_shares",
+    "unlearning_depth",
     "verbatim_memorization",
     "verdict_of",
     "zlib_score",

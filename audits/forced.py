@@ -80,12 +80,12 @@ def teacher_forced(
     Raises `AuditError` for figures that are not finite, naming the row, and `OutOfMemory`.
     """
 
-    def measure(batch: Batch) -> list[Tensor]:
+    def measure(batch: Batch, _rows: Sequence[Encoded]) -> list[Tensor]:
         hidden, targets, head = answer_hidden(model, batch)
         parts = [_figures(head(h), y) for h, y in _parts(hidden, targets)]
         return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
 
-    return [_scored(columns) for columns in _by_length(tokenizer, rows, method, model.device, measure)]
+    return [_scored(columns) for columns in by_length(tokenizer, rows, method, model.device, measure)]
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def paired(
     """
     other, without = _reference(model, tokenizer, reference)
 
-    def measure(batch: Batch) -> list[Tensor]:
+    def measure(batch: Batch, _rows: Sequence[Encoded]) -> list[Tensor]:
         after, targets, head = answer_hidden(model, batch)
         with without():
             before, _, judge = answer_hidden(other, batch)
@@ -117,7 +117,7 @@ def paired(
         ]
         return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
 
-    found = _by_length(tokenizer, rows, method, model.device, measure)
+    found = by_length(tokenizer, rows, method, model.device, measure)
     return [Paired(_scored(c[:4]), _scored(c[4:8]), c[8].numpy()) for c in found]
 
 
@@ -131,12 +131,17 @@ def _reference(
                 "Give what it was before, reference=load_base(FOLDER, PRECISION)"
             )
         return model, lambda: disabled(model)
-    if reference.tokenizer.get_vocab() != tokenizer.get_vocab():
+    require_tokenizer(tokenizer, reference.tokenizer)
+    return reference.model, nullcontext
+
+
+def require_tokenizer(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
+    """Raise `AuditError` unless both have one vocabulary: their tokens are compared one by one."""
+    if other.get_vocab() != tokenizer.get_vocab():
         raise AuditError(
             "expected a reference with the tokenizer of the model that is audited, got another vocabulary: their "
             "tokens cannot be compared one by one. Take a reference of the same family"
         )
-    return reference.model, nullcontext
 
 
 def _figures(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -182,21 +187,26 @@ def _scored(columns: Sequence[Tensor]) -> Scored:
     return Scored(logps, hits, means, variances)
 
 
-def _by_length(
+def by_length(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Encoded],
     method: Method,
     device: torch.device,
-    measure: Callable[[Batch], list[Tensor]],
+    measure: Callable[[Batch, Sequence[Encoded]], list[Tensor]],
 ) -> list[list[Tensor]]:
-    """``measure`` over batches of rows of like length; its columns [N of a batch] cut into rows, in their order."""
+    """``measure`` over batches of rows of like length; its columns, a figure for each counted answer token of the
+    batch, cut into rows, in their order.
+
+    Raises `AuditError` for figures that are not finite, naming the row, and `OutOfMemory`.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
     found: dict[int, list[Tensor]] = {}
     for start in range(0, len(order), method.score_batch):
         picked = order[start : start + method.score_batch]
-        batch = collate([rows[i] for i in picked], pad_id(tokenizer)).to(device)
+        some = [rows[i] for i in picked]
+        batch = collate(some, pad_id(tokenizer)).to(device)
         with memory_named("score_batch", method.score_batch):
-            columns = measure(batch)
+            columns = measure(batch, some)
         counts = batch.answer_mask.sum(-1).tolist()
         for i, *cut in zip(picked, *(column.split(counts) for column in columns), strict=True):
             found[i] = cut

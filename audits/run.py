@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -57,14 +58,16 @@ def evaluate(
     ``active`` are the requests that the composition suppresses. ``answers`` are greedy answers that this very
     model gave already (token ids, one per probe); without them they are generated, and ``on_rows(n)`` is
     called as rows are answered. ``scores`` are what `teacher_forced` or `paired` gave for these very rows already.
-    Perplexity of the answers is judged by the base alone, adapters disabled.
-    Deterministic on CPU. Raises :class:`AuditError` for no probes and for log-probabilities that are not
-    finite, naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
+    Perplexity of the answers is judged by the base alone, adapters disabled. Deterministic on CPU.
+
+    Raises :class:`AuditError` for no probes, for a row given twice and for log-probabilities that are not finite,
+    naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
     ``method.truncation`` may not cut.
     """
     method = method or Method()
     if not probes:
         raise AuditError("nothing to measure: expected at least one row")
+    _require_distinct(probes)
     started = time.monotonic()
     items = [probe.item for probe in probes]
     encoded = encode_all(
@@ -87,6 +90,16 @@ def evaluate(
     seconds = time.monotonic() - started
     requests = None if active is None else tuple(active)
     return Evaluation(label, composition, precision, 0, rows, seconds, requests)
+
+
+def _require_distinct(probes: Sequence[Probe]) -> None:
+    """Before anything is measured: an evaluation with a row twice would be refused at the end."""
+    counted = Counter((probe.request, probe.group, probe.item.id) for probe in probes)
+    twice = [key for key, count in counted.items() if count > 1]
+    if twice:
+        raise AuditError(
+            f"expected distinct rows, got {len(twice)} more than once, {twice[0]} first: drop them or give them ids"
+        )
 
 
 def question_ids(row: Encoded) -> tuple[int, ...]:

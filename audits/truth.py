@@ -48,10 +48,13 @@ def truth_ratios(
     paraphrase); ``wrong``: scores of K perturbed answers, shape (N, K). ``average`` of the wrong ones:
     "geometric", exp(mean_k wrong_k - correct), as TOFU's `aggregate_eval_stat.py` and OpenUnlearning (arXiv
     2506.12618) have it; "arithmetic", mean_k exp(wrong_k) / exp(correct), the paper's equation 1 and TOFU's
-    `utils.py`. The two differ by up to a tenth on TOFU's logs: compare figures of one kind only.
+    `utils.py`. The aggregates differ by up to 0.13 on TOFU's published logs: compare
+    figures of one kind only.
 
     Departure: OpenUnlearning adds 1e-10 to the denominator; here the exponent is held within +-700 instead.
     """
+    if average not in ("geometric", "arithmetic"):
+        raise MetricError(f"truth_ratios: expected average 'geometric' or 'arithmetic', got {average!r}")
     right, false = _scores(correct, wrong, "truth_ratios")
     typical = _log_mean(false) if average == "arithmetic" else false.mean(axis=1)
     return np.exp(np.clip(typical - right, -_MAX_EXPONENT, _MAX_EXPONENT))
@@ -166,7 +169,12 @@ def _ratios(values: npt.ArrayLike, name: str) -> FloatArray:
 
 def _scores(correct: npt.ArrayLike, wrong: npt.ArrayLike, name: str) -> tuple[FloatArray, FloatArray]:
     right, false = np.asarray(correct, dtype=np.float64), np.asarray(wrong, dtype=np.float64)
-    if right.ndim != 1 or false.ndim != 2 or right.size == 0 or 0 in false.shape:
+    if right.size and not false.size:
+        raise MetricError(
+            f"{name}: expected the scores of at least one wrong answer per row, got none; give the rows `perturbed` "
+            "answers, or leave this figure out of the suite"
+        )
+    if right.ndim != 1 or false.ndim != 2 or right.size == 0:
         raise MetricError(
             f"{name}: expected scores of shapes (N,) and (N, K), got {right.shape} and {false.shape}"
         )

@@ -280,6 +280,20 @@ def test_no_probes_is_an_error(bench: Bench) -> None:
         measure(bench, bench.base.model, [])
 
 
+def test_a_row_given_twice_is_named_before_anything_is_measured(bench: Bench) -> None:
+    seen: list[int] = []
+    with pytest.raises(AuditError, match=r"1 more than once, \('q1', 'forget', 'f0'\) first: drop them"):
+        measure(bench, bench.base.model, (*PROBES, PROBES[0]), on_rows=seen.append)
+    assert seen == []
+    measure(bench, bench.base.model, (PROBES[0], replace(PROBES[0], request="q2")))  # another request's row
+
+
+def test_rows_that_are_all_too_long_are_all_named(bench: Bench) -> None:
+    with pytest.raises(ModelError) as caught:
+        measure(bench, bench.base.model, method=replace(METHOD, max_length=2))
+    assert all(f"row {probe.item.id!r}" in str(caught.value) for probe in PROBES)
+
+
 def test_a_row_that_is_too_long_is_named(bench: Bench) -> None:
     with pytest.raises(ModelError, match="row 'f2' has 16 tokens, more than max_length=15"):
         measure(bench, bench.base.model, method=replace(METHOD, max_length=15))

@@ -196,6 +196,18 @@ def test_scores_that_are_none_are_refused(figure, correct, wrong) -> None:
         figure(correct, wrong)
 
 
+@pytest.mark.parametrize("figure", [truth_ratios, truth_shares, choice_probabilities])
+@pytest.mark.parametrize("nothing", [[[]], [], np.empty((1, 0))])
+def test_wrong_answers_that_are_not_there_are_asked_for(figure, nothing) -> None:
+    with pytest.raises(MetricError, match="give the rows `perturbed` answers"):
+        figure([-1.0], nothing)
+
+
+def test_an_unknown_average_is_refused() -> None:
+    with pytest.raises(MetricError, match="'geometric' or 'arithmetic', got 'mean'"):
+        truth_ratios([-1.0], [[-1.0]], average="mean")  # type: ignore[arg-type]
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=9, max_size=9))
 def test_model_utility_is_the_harmonic_mean(nine: list[float]) -> None:
     assert model_utility(nine) == pytest.approx(hmean(nine))
