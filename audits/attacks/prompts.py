@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -35,10 +35,12 @@ from .settings import Listed, Settings, Share
 from .target import Target, items, scores, wearing
 
 
-class Paraphrase(Settings):
-    """``metric``: by default keywords where every forget row has some, else ROUGE-L recall."""
+class Reworded(Settings):
+    """``metric``: by default keywords where every row has some, else ROUGE-L recall. ``group``: the audit's rows that
+    ask in another way."""
 
     metric: Told | None = None
+    group: Literal["paraphrase", "format"] = "paraphrase"
 
 
 class Prefix(Settings):
@@ -61,22 +63,28 @@ class FewShot(Settings):
     shots: int = Field(4, ge=1, le=64)
 
 
-def paraphrase(target: Target, settings: Paraphrase, watcher: Watcher) -> tuple[AttackResult, ...]:
-    """Ask in other words. The audit has asked already: nothing runs."""
-    watcher.phase("prompt/paraphrase", len(target.requests))
+def reworded(target: Target, settings: Reworded, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Ask in other words, or in another format or language. The audit has asked already: nothing runs.
+
+    ``known`` is the base's on these questions, ``suppressed`` what is told when asked as trained.
+    """
+    name = f"prompt/{settings.group}"
+    did = "Asked in other words" if settings.group == "paraphrase" else "Asked in another format or language"
+    watcher.phase(name, len(target.requests))
     found: list[AttackResult] = []
     for request, probes in target.requests.items():
         watcher.advance()
-        reworded = [probe for probe in target.of("paraphrase") if probe.request == request]
-        if not reworded:
+        others = [probe for probe in target.of(settings.group) if probe.request == request]
+        if not others:
             continue
-        metric = settings.metric or told_by(items([*probes, *reworded]))
-        before, after = scores(target.before, reworded), scores(target.after, reworded)
-        made = Made("prompt/paraphrase", "prompt", metric, "Asked in other words", settings.recorded())
-        values = [figure_of(row, metric) for row in after]
-        known = mean([figure_of(row, metric) for row in before])
-        suppressed = mean([figure_of(row, metric) for row in scores(target.after, probes)])
-        found.append(made.against(known, suppressed, request, len(reworded), [point(0, values)]))
+        metric = settings.metric or told_by(items([*probes, *others]))
+        known, suppressed = (
+            mean([figure_of(row, metric) for row in rows])
+            for rows in (scores(target.before, others), scores(target.after, probes))
+        )
+        told_now = [figure_of(row, metric) for row in scores(target.after, others)]
+        made = Made(name, "prompt", metric, did, settings.recorded())
+        found.append(made.against(known, suppressed, request, len(others), [point(0, told_now)]))
     return tuple(found)
 
 

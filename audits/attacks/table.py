@@ -23,7 +23,15 @@ Cost = Literal["cheap", "minutes", "long"]
 """``cheap``: a pass or so over the forget rows; ``minutes``: several, or another model loaded; ``long``: training, or
 many samples. Of a 135M model and 50 rows on a CPU."""
 Need = Literal[
-    "adapter", "parts", "paraphrases", "neighbours", "kept rows", "unrelated rows", "questions", "plain base"
+    "adapter",
+    "parts",
+    "paraphrases",
+    "format rows",
+    "neighbours",
+    "kept rows",
+    "unrelated rows",
+    "questions",
+    "plain base",
 ]
 
 
@@ -71,7 +79,15 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             precision.merged, precision.Merge, "merged, then bf16, int8, NF4", "minutes", ("adapter",)
         ),
         "prompt/paraphrase": Attack(
-            prompts.paraphrase, prompts.Paraphrase, "asked in other words", "cheap", ("paraphrases",)
+            prompts.reworded, prompts.Reworded, "asked in other words", "cheap", ("paraphrases",)
+        ),
+        "prompt/format": Attack(
+            prompts.reworded,
+            prompts.Reworded,
+            "asked in another format or language",
+            "cheap",
+            ("format rows",),
+            {"group": "format"},
         ),
         "prompt/prefix": Attack(
             prompts.prefix, prompts.Prefix, "answer begun by an assent", "cheap", ("questions",)
@@ -143,6 +159,7 @@ def lacking(name: str, target: Target) -> tuple[Need, ...]:
         "adapter": target.folder is not None,
         "parts": target.folder is not None and len(target.parts) > 1,
         "paraphrases": bool(target.of("paraphrase")),
+        "format rows": bool(target.of("format")),
         "neighbours": bool(target.of("neighbour")),
         "kept rows": any(target.of(group) for group in KEEP_SIDE),
         "unrelated rows": bool(target.of("unrelated") or target.of("retain")),

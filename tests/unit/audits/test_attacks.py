@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_kit import logits
 
-from efface.adapters import Item, detach, load, load_base, state_digest
+from efface.adapters import Item, attach, detach, load, load_base, state_digest
 from efface.audits import AttackError, AttackResult, Evaluation, MetricError, OutOfMemory, Probe
 from efface.audits.attacks import ATTACKS, Target, aim, lacking, leak_at_k, run_attack, settings_of
 from efface.audits.attacks import measure as measuring
@@ -25,7 +25,9 @@ SHORT: dict[str, dict[str, object]] = {
     "relearning/full": QUICK | {"learning_rate": 1e-4},
     "sampling/leak": {"samples": 8, "k": 4},
 }
+CLOZE = Probe(Item("t0", "tokyo is what", "tokyo a city", ("tokyo",)), "format", "q2")
 FAR = Probe(Item("far", "what is tokyo in", "a play", ("play",)), "unrelated")
+UNSEEN = ("relearning/random", "relearning/shortest", "relearning/full")
 MIXED = tuple(replace(probe, request="q1") if probe.group == "forget" else probe for probe in PROBES)
 
 
@@ -36,7 +38,7 @@ def made(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Suppress
 
 @pytest.fixture(scope="module")
 def stack(made: Suppressed) -> Target:
-    return target(made, (*PROBES, FAR))
+    return target(made, (*PROBES, CLOZE, FAR))
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,12 @@ def test_every_attack_gives_its_record_and_leaves_the_model_as_it_was(
     assert not any("lora" in key for key, _ in aimed.base.model.named_parameters())
     assert not any(parameter.requires_grad for parameter in aimed.base.model.parameters())
     requests = {"q1"} if name in ("relearning/facts", "prompt/paraphrase") else {"q1", "q2"}
+    requests = {"q2"} if name == "prompt/format" else requests
     assert {one.request for one in found} == requests
     for one in found:
         assert one.name.startswith(name.replace("/full", "/random"))
         assert one.kind == name.split("/")[0]
-        assert one.n == (
-            1 if name == "prompt/paraphrase" else 2 if "relearning/" in name and one.n == 2 else 3
-        )
+        assert one.n == {"prompt/paraphrase": 1, "prompt/format": 1}.get(name, 2 if name in UNSEEN else 3)
         assert not any(word in one.finding for word in ("potter", "tokyo", "hamlet", "capital"))
         assert one.to_json()["name"] == one.name
 
@@ -357,9 +358,11 @@ def test_rows_without_keywords_are_judged_by_rouge_or_refused(made: Suppressed) 
     silent = target(made, plain)
     (found, _) = run_attack("sampling/leak", silent, {"samples": 2, "k": 1})
     assert found.settings["bound"] == 0.8
-    for name in ("sampling/leak", "prompt/prefix", "prompt/few-shot", "adapter/off", "relearning/neighbour"):
+    for name in ("sampling/leak", "prompt/prefix", "prompt/few-shot", "adapter/off"):
         with pytest.raises(AttackError, match=r"keywords in every row, got none in a0, a1.*rouge_l"):
             run_attack(name, silent, {"metric": "mention_rate"})
+    with pytest.raises(AttackError, match="'a0' has no keywords"):
+        run_attack("relearning/neighbour", silent, {"metric": "mention_rate"})
 
 
 @given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -407,6 +410,9 @@ def test_a_target_without_forget_rows_or_with_others_measured_is_none(stack: Tar
         replace(
             stack, probes=kept, before=replace(stack.before, rows=rows), after=replace(stack.after, rows=rows)
         )
+    worn = attach(load_base(stack.base.path, "fp32").model, rank=2)
+    with pytest.raises(AttackError, match="expected a bare base"):
+        replace(stack, base=replace(stack.base, model=worn))  # type: ignore[arg-type]
     with pytest.raises(AttackError, match="these very probes"):
         replace(stack, probes=stack.probes[1:])
 
@@ -419,6 +425,7 @@ def test_what_a_target_lacks_is_said_before_anything_runs(made: Suppressed, stac
         "precision/stacked": ("adapter",),
         "precision/merged": ("adapter",),
         "prompt/paraphrase": ("paraphrases",),
+        "prompt/format": ("format rows",),
         "prompt/few-shot": ("kept rows",),
         "adapter/off": ("adapter",),
         "adapter/scale": ("adapter",),

@@ -109,7 +109,14 @@ CASES: list[Case] = [
     ),
     ("model_utility", audits.model_utility, ([1.0] * 9, 1), ([0.0] * 9, 0), ([0.5] * 9, 0.5), []),
     ("loss_score", audits.loss_score, (CERTAIN, 0), (LOST, 200), ([-2.0], 2), []),
-    ("zlib_score", lambda x: BYTES * audits.zlib_score(x, "aaaa"), (CERTAIN, 0), (LOST, 200), ([-2.0], 2), []),
+    (
+        "zlib_score",
+        lambda x: BYTES * audits.zlib_score(x, "aaaa"),
+        (CERTAIN, 0),
+        (LOST, 200),
+        ([-2.0], 2),
+        [],
+    ),
     ("min_k_score", audits.min_k_score, (CERTAIN, 0), (LOST, 200), ([-2.0], 2), []),
     (
         "min_k_plus_plus_score",
