@@ -93,7 +93,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             prompts.prefix, prompts.Prefix, "answer begun by an assent", "cheap", ("questions",)
         ),
         "prompt/partial": Attack(
-            prompts.partial, prompts.Partial, "beginning of the answer given", "minutes"
+            prompts.partial, prompts.Partial, "beginning of the answer given", "minutes", ("adapter",)
         ),
         "prompt/few-shot": Attack(
             prompts.few_shot, prompts.FewShot, "examples first", "cheap", ("questions", "kept rows")

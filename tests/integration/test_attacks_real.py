@@ -5,12 +5,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from efface.adapters import TrainSettings, attach, detach, encode_all, load_base, save, state_digest, train
+from efface.adapters import (
+    Item,
+    TrainSettings,
+    attach,
+    detach,
+    encode_all,
+    load_base,
+    save,
+    state_digest,
+    train,
+)
 from efface.adapters.encode import eos_id, pad_id
 from efface.audits import Method, Probe
 from efface.audits.attacks import aim, run_attack
 from efface.recipes.data import shipped_request
 
+KEPT = (
+    Item("k0", "What is the capital of France?", "The capital of France is Paris."),
+    Item("k1", "What is the chemical symbol of water?", "The chemical symbol of water is H2O."),
+    Item("k2", "How many days does a week have?", "A week has seven days."),
+    Item("k3", "Which planet is closest to the sun?", "Mercury is the planet closest to the sun."),
+)
 pytestmark = pytest.mark.slow
 
 
@@ -19,8 +35,7 @@ def test_a_suppressed_fact_comes_back_with_the_adapter_off(smollm: Path, tmp_pat
     digest = state_digest(base.model)
     data = shipped_request("shakespeare")
     forget = [row.item() for row in data.forget[:8]]
-    kept = [row.item() for row in data.neighbours if row.completion is not None][:8]
-    rows = [Probe(item, "forget", "q1") for item in forget] + [Probe(item, "neighbour") for item in kept]
+    rows = [Probe(item, "forget", "q1") for item in forget] + [Probe(item, "neighbour") for item in KEPT]
     method = Method(max_new_tokens=16, generate_batch=16, score_batch=16)
     model = attach(base.model, rank=8)
     settings = TrainSettings(
@@ -29,7 +44,7 @@ def test_a_suppressed_fact_comes_back_with_the_adapter_off(smollm: Path, tmp_pat
     train(
         model,
         encode_all(base.tokenizer, forget, chat=True),
-        encode_all(base.tokenizer, kept, chat=True, end=True),
+        encode_all(base.tokenizer, KEPT, chat=True, end=True),
         settings,
         pad_id=pad_id(base.tokenizer),
         eos_id=eos_id(base.tokenizer),

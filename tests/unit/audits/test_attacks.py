@@ -101,6 +101,20 @@ def test_keys_are_suites_names_and_every_attack_says_what_it_does() -> None:
         assert settings_of(name, {}).recorded()["seed"] == 0
 
 
+def test_evaluations_without_texts_serve_as_well(stack: Target) -> None:
+    """Rows from a cache have figures and no answer: nothing may depend on the text of an earlier one."""
+    silent = replace(
+        stack,
+        **{
+            side: replace(found, rows=tuple(replace(row, answer="") for row in found.rows))
+            for side, found in (("before", stack.before), ("after", stack.after))
+        },
+    )
+    for name in ("prompt/partial", "prompt/paraphrase", "sampling/leak", "adapter/locate"):
+        one, two = (run_attack(name, aimed, SHORT.get(name, {})) for aimed in (stack, silent))
+        assert [replace(r, seconds=0.0) for r in one] == [replace(r, seconds=0.0) for r in two]
+
+
 class Heard:
     """Adds up what it is told."""
 
@@ -426,6 +440,7 @@ def test_what_a_target_lacks_is_said_before_anything_runs(made: Suppressed, stac
         "precision/merged": ("adapter",),
         "prompt/paraphrase": ("paraphrases",),
         "prompt/format": ("format rows",),
+        "prompt/partial": ("adapter",),
         "prompt/few-shot": ("kept rows",),
         "adapter/off": ("adapter",),
         "adapter/scale": ("adapter",),
