@@ -95,7 +95,7 @@ class RowCache:
 class RowMemory:
     """A cache as one audit uses it: the keys of its requests, and how many rows it had already.
 
-    ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads`` is False where
+    ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads``: False where
     answers are to be shown, which the cache does not have.
     """
 
