@@ -48,6 +48,7 @@ from .metrics import (
 )
 from .muse import knowledge_memorization, verbatim_memorization
 from .patching import Patched, patched_drops
+from .privacy import Attacked, membership_attacks
 from .report import render_html
 from .run import Method, Probe, answer_rows, evaluate, question_ids
 from .scope import ScopeBounds, over_unlearned
@@ -84,6 +85,7 @@ __all__ = [
     "AttackError",
     "AttackKind",
     "AttackResult",
+    "Attacked",
     "AuditError",
     "AuditReport",
     "Depth",
@@ -131,6 +133,7 @@ __all__ = [
     "knowledge_memorization",
     "loss_score",
     "mean_drift",
+    "membership_attacks",
     "mentions",
     "min_k_plus_plus_score",
     "min_k_score",

@@ -58,9 +58,10 @@ def evaluate(
     ``active`` are the requests that the composition suppresses. ``answers`` are greedy answers that this very
     model gave already (token ids, one per probe); without them they are generated, and ``on_rows(n)`` is
     called as rows are answered. ``scores`` are what `teacher_forced` or `paired` gave for these very rows already.
-    Perplexity of the answers is judged by the base alone, adapters disabled.
-    Deterministic on CPU. Raises :class:`AuditError` for no probes, for a row given twice and for log-probabilities that
-    are not finite, naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
+    Perplexity of the answers is judged by the base alone, adapters disabled. Deterministic on CPU.
+
+    Raises :class:`AuditError` for no probes, for a row given twice and for log-probabilities that are not finite,
+    naming the row; :class:`ModelError` naming every row longer than ``method.max_length`` that
     ``method.truncation`` may not cut.
     """
     method = method or Method()
