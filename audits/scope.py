@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import IncomparableError, MetricError
-from .gibberish import is_gibberish
+from .gibberish import MAX_PERPLEXITY
 from .types import Evaluation, Finding, Group, Outcome, RowScore
 
 MIN_ROWS = 5
@@ -122,14 +122,14 @@ def geometric_mean(probabilities: Sequence[float]) -> float:
 
 
 def gibberish_share(rows: Sequence[RowScore]) -> float:
-    """Share of answered ``rows`` whose answer is no language; silence is not counted: it may well be meant.
+    """Share of ``rows`` whose answer is no language: `MAX_PERPLEXITY` under the bare base, and odder.
 
-    Raises `MetricError` for no rows.
+    By its figure alone, since rows that were measured earlier have no text (`is_gibberish` also sees loops, which the
+    fluency gates catch here). Raises `MetricError` for no rows.
     """
     if not rows:
         raise MetricError("gibberish_share: expected at least one row, got none")
-    bad = [r for r in rows if r.answer and r.perplexity is not None and is_gibberish(r.answer, r.perplexity)]
-    return len(bad) / len(rows)
+    return sum(row.perplexity is not None and row.perplexity > MAX_PERPLEXITY for row in rows) / len(rows)
 
 
 def unmeasured(after: Evaluation) -> tuple[Finding, ...]:

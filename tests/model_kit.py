@@ -48,10 +48,10 @@ def encoded(folder: Path, items: tuple[Item, ...], *, end: bool = False) -> tupl
     return tuple(encode(tokenizer, item, chat=True, end=end) for item in items)
 
 
-def taught(tiny: Path, folder: Path) -> Path:
-    """`tiny_llama` after it has learnt FORGET and RETAIN (answers and their ends) nearly by heart."""
+def taught(tiny: Path, folder: Path, items: tuple[Item, ...] = FORGET + RETAIN) -> Path:
+    """`tiny_llama` after it has learnt ``items`` (answers and their ends) nearly by heart."""
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    batch = collate(encoded(tiny, FORGET + RETAIN, end=True), PAD)
+    batch = collate(encoded(tiny, items, end=True), PAD)
     labels = batch.input_ids.masked_fill(~batch.answer_mask, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):

@@ -71,6 +71,7 @@ def figures(
     method: Method,
 ) -> list[float]:
     """``metric`` of each row under ``model`` as it stands; answers are generated only where it needs them."""
+    require_keywords(rows, metric)
     ready = encoded(tokenizer, rows, method)
     if metric in ("mention_rate", "rouge_l"):
         said = answer_rows(model, tokenizer, [question_ids(row) for row in ready], method)
@@ -167,7 +168,9 @@ class Made:
     ) -> AttackResult:
         """Its record, held against ``known`` and ``suppressed`` over the same ``n`` rows; ``words`` in place of the
         usual ones."""
-        attacked = max(one.y for one in points)
+        worst = max(points, key=lambda one: one.y)
+        attacked = worst.y
+        where = f", worst at {self.x_label} {worst.label or f'{worst.x:g}'}" if self.x_label else ""
         return AttackResult(
             name=self.name,
             kind=self.kind,
@@ -177,7 +180,7 @@ class Made:
             suppressed=suppressed,
             attacked=attacked,
             n=n,
-            finding=f"{self.did}: {words or in_words(self.metric, known, suppressed, attacked)} (n = {n})",
+            finding=f"{self.did}: {words or in_words(self.metric, known, suppressed, attacked)} (n = {n}{where})",
             x_label=self.x_label,
             points=tuple(points) if self.x_label else (),
             settings={"metric": self.metric, **self.settings},

@@ -78,8 +78,9 @@ def merged(target: Target, settings: Merge, watcher: Watcher) -> tuple[AttackRes
 def _at(
     target: Target, base: Base, folder: Path | None, settings: Stacked | Merge, number: int, label: str
 ) -> dict[str | None, Point]:
+    other = replace(target, base=base)
     with wearing(base, folder) as model:
-        found = by_request(replace(target, base=base), model, settings.metric)
+        found = by_request(other, model, settings.metric)
     return {request: point(number, values, label, settings.seed) for request, values in found.items()}
 
 

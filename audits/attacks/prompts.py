@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from ...adapters.lora import disabled
 from ..attack import AttackResult
 from ..errors import AttackError
 from ..metrics import rouge_l_recall
-from ..run import Model, Probe, answer_rows
+from ..run import Model, Probe, answer_rows, question_ids
 from .measure import (
     Made,
     Told,
@@ -35,10 +35,12 @@ from .settings import Listed, Settings, Share
 from .target import Target, items, scores, wearing
 
 
-class Paraphrase(Settings):
-    """``metric``: by default keywords where every forget row has some, else ROUGE-L recall."""
+class Reworded(Settings):
+    """``metric``: by default keywords where every row has some, else ROUGE-L recall. ``group``: the audit's rows that
+    ask in another way."""
 
     metric: Told | None = None
+    group: Literal["paraphrase", "format"] = "paraphrase"
 
 
 class Prefix(Settings):
@@ -61,22 +63,28 @@ class FewShot(Settings):
     shots: int = Field(4, ge=1, le=64)
 
 
-def paraphrase(target: Target, settings: Paraphrase, watcher: Watcher) -> tuple[AttackResult, ...]:
-    """Ask in other words. The audit has asked already: nothing runs."""
-    watcher.phase("prompt/paraphrase", len(target.requests))
+def reworded(target: Target, settings: Reworded, watcher: Watcher) -> tuple[AttackResult, ...]:
+    """Ask in other words, or in another format or language. The audit has asked already: nothing runs.
+
+    ``known`` is the base's on these questions, ``suppressed`` what is told when asked as trained.
+    """
+    name = f"prompt/{settings.group}"
+    did = "Asked in other words" if settings.group == "paraphrase" else "Asked in another format or language"
+    watcher.phase(name, len(target.requests))
     found: list[AttackResult] = []
     for request, probes in target.requests.items():
         watcher.advance()
-        reworded = [probe for probe in target.of("paraphrase") if probe.request == request]
-        if not reworded:
+        others = [probe for probe in target.of(settings.group) if probe.request == request]
+        if not others:
             continue
-        metric = settings.metric or told_by(items([*probes, *reworded]))
-        before, after = scores(target.before, reworded), scores(target.after, reworded)
-        made = Made("prompt/paraphrase", "prompt", metric, "Asked in other words", settings.recorded())
-        values = [figure_of(row, metric) for row in after]
-        known = mean([figure_of(row, metric) for row in before])
-        suppressed = mean([figure_of(row, metric) for row in scores(target.after, probes)])
-        found.append(made.against(known, suppressed, request, len(reworded), [point(0, values)]))
+        metric = settings.metric or told_by(items([*probes, *others]))
+        known, suppressed = (
+            mean([figure_of(row, metric) for row in rows])
+            for rows in (scores(target.before, others), scores(target.after, probes))
+        )
+        told_now = [figure_of(row, metric) for row in scores(target.after, others)]
+        made = Made(name, "prompt", metric, did, settings.recorded())
+        found.append(made.against(known, suppressed, request, len(others), [point(0, told_now)]))
     return tuple(found)
 
 
@@ -119,26 +127,37 @@ def partial(target: Target, settings: Partial, watcher: Watcher) -> tuple[Attack
     ``known`` is the base's given the same beginning, ``suppressed`` that of the answer to the plain question, both at
     the share at which most is told. Rows without a word in what is left are not counted.
     """
+    rows = encoded(target.base.tokenizer, items(target.of("forget")), target.method)
     watcher.phase("prompt/partial", 2 * len(settings.shares))
+
+    def begun(model: Model) -> dict[float, dict[Probe, tuple[float, float]]]:
+        found: dict[float, dict[Probe, tuple[float, float]]] = {}
+        for share in settings.shares:
+            found[share] = _continued(target, model, share, plain)
+            watcher.advance()
+        return found
+
     with wearing(target.base, target.folder) as model:
-        here = {share: _continued(target, model, share, watcher) for share in settings.shares}
+        # Asked here: rows that were measured earlier come without their answers.
+        plain = _said(target, model, [question_ids(row) for row in rows])
+        here = begun(model)
         with disabled(model):
-            base = {share: _continued(target, model, share, watcher) for share in settings.shares}
+            base = begun(model)
     found: list[AttackResult] = []
     made = Made("prompt/partial", "prompt", "rouge_l", "", settings.recorded(), "share of the answer given")
     for request, probes in target.requests.items():
-        rows = [probe for probe in probes if all(probe in here[share] for share in settings.shares)]
-        if not rows:
+        judged = [probe for probe in probes if all(probe in here[share] for share in settings.shares)]
+        if not judged:
             continue
         points = [
-            point(share, [here[share][probe][0] for probe in rows], seed=settings.seed)
+            point(share, [here[share][probe][0] for probe in judged], seed=settings.seed)
             for share in settings.shares
         ]
         worst = settings.shares[max(range(len(points)), key=lambda i: points[i].y)]
-        known = mean([base[worst][probe][0] for probe in rows])
-        plain = mean([here[worst][probe][1] for probe in rows])
+        known = mean([base[worst][probe][0] for probe in judged])
+        suppressed = mean([here[worst][probe][1] for probe in judged])
         told_so = replace(made, did=f"With the first {worst:.0%} of each answer given")
-        found.append(told_so.against(known, plain, request, len(rows), points))
+        found.append(told_so.against(known, suppressed, request, len(judged), points))
     if not found:
         raise AttackError("expected forget answers of two words and more, got none that can be begun")
     return tuple(found)
@@ -197,19 +216,22 @@ def _asked(
 
 
 def _continued(
-    target: Target, model: Model, share: float, watcher: Watcher
+    target: Target, model: Model, share: float, plain: Sequence[str]
 ) -> dict[Probe, tuple[float, float]]:
     """Of each forget row the ROUGE-L recall of what is left of its answer: by ``model`` after ``share`` of it, and by
-    the answer that the audit got to the plain question."""
+    ``plain``, its answer to the question alone. Rows without a word left are left out."""
     tokenizer, probes = target.base.tokenizer, target.of("forget")
     rows = encoded(tokenizer, items(probes), target.method)
     given = [min(max(1, int(share * len(row.answer))), len(row.answer) - 1) for row in rows]
     left = [text_of(tokenizer, row.answer[n:]) for row, n in zip(rows, given, strict=True)]
-    asked = [row.prompt + row.answer[:n] for row, n in zip(rows, given, strict=True)]
-    said = [text_of(tokenizer, ids) for ids in answer_rows(model, tokenizer, asked, target.method)]
-    watcher.advance()
+    said = _said(target, model, [row.prompt + row.answer[:n] for row, n in zip(rows, given, strict=True)])
     return {
-        probe: (rouge_l_recall(rest, text), rouge_l_recall(rest, plain.answer))
-        for probe, rest, text, plain in zip(probes, left, said, scores(target.after, probes), strict=True)
+        probe: (rouge_l_recall(rest, text), rouge_l_recall(rest, asked))
+        for probe, rest, text, asked in zip(probes, left, said, plain, strict=True)
         if any(char.isalnum() for char in rest)
     }
+
+
+def _said(target: Target, model: Model, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+    tokenizer = target.base.tokenizer
+    return [text_of(tokenizer, ids) for ids in answer_rows(model, tokenizer, prompts, target.method)]

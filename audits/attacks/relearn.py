@@ -57,18 +57,33 @@ class Relearn(Settings):
 
 def relearn(target: Target, settings: Relearn, watcher: Watcher) -> tuple[AttackResult, ...]:
     """Fine-tune the unlearned model on what ``settings`` say, request by request, and measure as it goes."""
-    splits = {request: split(target, request, settings) for request in target.requests}
+    splits = _splits(target, settings)
     name = "relearning/" + _suffix(settings)
     watcher.phase(name, settings.steps * len(splits))
     found: list[AttackResult] = []
     for request, some in splits.items():
         recorded = {**settings.recorded(), "learning_rate": settings.rate, "trained_rows": len(some.learnt)}
-        did = f"Fine-tuned {_on(settings, some)} for {settings.steps} steps ({_with(settings)})"
+        what = _on(settings, some, len(target.requests[request]))
+        did = f"Fine-tuned {what} for {settings.steps} steps ({_with(settings)})"
         made = Made(name, "relearning", settings.metric, did, recorded, "steps")
         start = [figure_of(row, settings.metric) for row in scores(target.after, some.measured)]
         curve = [point(0, start, seed=settings.seed), *_curve(target, some, settings, watcher)]
         found.append(made.found(target, request, some.measured, curve))
     return tuple(found)
+
+
+def _splits(target: Target, settings: Relearn) -> dict[str | None, Split]:
+    """Of every request that has rows enough; raises `AttackError` where none has."""
+    found: dict[str | None, Split] = {}
+    problems: list[AttackError] = []
+    for request in target.requests:
+        try:
+            found[request] = split(target, request, settings)
+        except AttackError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return found
 
 
 def _curve(target: Target, some: Split, settings: Relearn, watcher: Watcher) -> Iterator[Point]:
@@ -93,15 +108,13 @@ def attacked(target: Target, settings: Relearn) -> Generator[Model]:
     if settings.weights == "full":
         yield merged_copy(target)
         return
-    devices = [target.base.model.device] if target.base.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        model = attach(
-            target.base.model,
-            rank=settings.rank,
-            alpha=2 * settings.rank,
-            stacked_on=target.folder,
-            seed=settings.seed,
-        )
+    model = attach(
+        target.base.model,
+        rank=settings.rank,
+        alpha=2 * settings.rank,
+        stacked_on=target.folder,
+        seed=settings.seed,
+    )
     try:
         yield model.eval()
     finally:
@@ -160,13 +173,13 @@ def _suffix(settings: Relearn) -> str:
     return settings.rows + share + ("-full" if settings.weights == "full" else "")
 
 
-def _on(settings: Relearn, some: Split) -> str:
+def _on(settings: Relearn, some: Split, of: int) -> str:
     n = len(some.learnt)
     return {
-        "random": f"on {n} forget rows drawn at random",
-        "shortest": f"on the {n} shortest forget rows",
-        "facts": f"on {n} forget rows and asked about other facts",
-        "neighbour": f"on {n} neighbour rows, none of them to be forgotten",
+        "random": f"on {n} of {of} forget rows, drawn at random,",
+        "shortest": f"on the {n} shortest of {of} forget rows",
+        "facts": f"on {n} of {of} forget rows and asked about other facts,",
+        "neighbour": f"on {n} neighbour rows, none of them to be forgotten,",
         "unrelated": f"on {n} unrelated rows",
     }[settings.rows]
 

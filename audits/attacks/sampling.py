@@ -20,6 +20,7 @@ from .measure import (
     Told,
     Watcher,
     encoded,
+    figure_of,
     mean,
     memory_named,
     point,
@@ -71,12 +72,7 @@ def leak(target: Target, settings: Leak, watcher: Watcher) -> tuple[AttackResult
             for k in range(1, settings.k + 1)
         ]
         known, suppressed = (
-            mean(
-                [
-                    float(told(probe.item, row.answer, metric) >= bound)
-                    for probe, row in zip(probes, scores(evaluation, probes), strict=True)
-                ]
-            )
+            mean([float(figure_of(row, metric) >= bound) for row in scores(evaluation, probes)])
             for evaluation in (target.before, target.after)
         )
         found.append(made.against(known, suppressed, request, len(probes), curve))

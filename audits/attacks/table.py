@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError
 
 from ..attack import AttackResult
@@ -22,13 +23,21 @@ Cost = Literal["cheap", "minutes", "long"]
 """``cheap``: a pass or so over the forget rows; ``minutes``: several, or another model loaded; ``long``: training, or
 many samples. Of a 135M model and 50 rows on a CPU."""
 Need = Literal[
-    "adapter", "parts", "paraphrases", "neighbours", "kept rows", "unrelated rows", "questions", "plain base"
+    "adapter",
+    "parts",
+    "paraphrases",
+    "format rows",
+    "neighbours",
+    "kept rows",
+    "unrelated rows",
+    "questions",
+    "plain base",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """``run(target, settings, watcher)``: one result for each request. ``preset``: settings that make it what its name
+    """``run(target, settings, watcher)``: one result a request. ``preset``: settings that make it what its name
     says, under those that a suite gives."""
 
     run: Callable[[Target, Any, Watcher], tuple[AttackResult, ...]]
@@ -70,13 +79,21 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             precision.merged, precision.Merge, "merged, then bf16, int8, NF4", "minutes", ("adapter",)
         ),
         "prompt/paraphrase": Attack(
-            prompts.paraphrase, prompts.Paraphrase, "asked in other words", "cheap", ("paraphrases",)
+            prompts.reworded, prompts.Reworded, "asked in other words", "cheap", ("paraphrases",)
+        ),
+        "prompt/format": Attack(
+            prompts.reworded,
+            prompts.Reworded,
+            "asked in another format or language",
+            "cheap",
+            ("format rows",),
+            {"group": "format"},
         ),
         "prompt/prefix": Attack(
             prompts.prefix, prompts.Prefix, "answer begun by an assent", "cheap", ("questions",)
         ),
         "prompt/partial": Attack(
-            prompts.partial, prompts.Partial, "beginning of the answer given", "minutes"
+            prompts.partial, prompts.Partial, "beginning of the answer given", "minutes", ("adapter",)
         ),
         "prompt/few-shot": Attack(
             prompts.few_shot, prompts.FewShot, "examples first", "cheap", ("questions", "kept rows")
@@ -102,7 +119,8 @@ def run_attack(
     values: Mapping[str, object] = MappingProxyType({}),
     watcher: Watcher | None = None,
 ) -> tuple[AttackResult, ...]:
-    """Make the attack ``name`` of `ATTACKS` with settings ``values`` on every request of ``target``.
+    """Make the attack ``name`` of `ATTACKS` with settings ``values`` on every request of ``target`` that has rows for
+    it: there is a result for each of these.
 
     The target's model is afterwards what it was. Deterministic for a seed on a CPU. Raises `AttackError` for an unknown
     name or setting and for what the target lacks, before anything runs; `OutOfMemory`; and what loading, training and
@@ -115,7 +133,9 @@ def run_attack(
             f"{name}: expected {', '.join(missing)}, got none: give them, or leave this attack out"
         )
     started = time.monotonic()
-    found = attack.run(target, settings, watcher or Unwatched())
+    devices = [target.base.model.device] if target.base.model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # PEFT draws whenever it makes a layer
+        found = attack.run(target, settings, watcher or Unwatched())
     each = (time.monotonic() - started) / max(1, len(found))
     return tuple(replace(one, seconds=each) for one in found)
 
@@ -139,6 +159,7 @@ def lacking(name: str, target: Target) -> tuple[Need, ...]:
         "adapter": target.folder is not None,
         "parts": target.folder is not None and len(target.parts) > 1,
         "paraphrases": bool(target.of("paraphrase")),
+        "format rows": bool(target.of("format")),
         "neighbours": bool(target.of("neighbour")),
         "kept rows": any(target.of(group) for group in KEEP_SIDE),
         "unrelated rows": bool(target.of("unrelated") or target.of("retain")),

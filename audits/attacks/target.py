@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from ...adapters.compose import Part
@@ -28,7 +29,7 @@ class Target:
     and ``after`` are the audit's evaluations of ``probes`` by ``method``: what the attacks are held against, so that
     nothing is measured twice.
 
-    Raises `AttackError` for evaluations of other rows, or no forget rows among them.
+    Raises `AttackError` for evaluations of other rows, no forget rows among them, or a base with adapters on it.
     """
 
     base: Base
@@ -47,6 +48,10 @@ class Target:
                     f"expected {found.label!r} to have measured the {len(asked)} rows to attack with, got "
                     f"{len(differing)} in one only: evaluate these very probes"
                 )
+        if any(isinstance(module, LoraLayer) for module in self.base.model.modules()):
+            raise AttackError(
+                "expected a bare base, got one with adapters on it: detach them, or load it again"
+            )
         if not any(probe.group == "forget" for probe in self.probes):
             raise AttackError("expected forget rows to attack, got none: give the rows of a request")
 

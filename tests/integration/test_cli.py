@@ -407,8 +407,11 @@ def test_an_adapter_in_a_folder_is_audited_without_a_registry(story: Place, tmp_
         )
     before = contents(story.registry)
     rows = ("--forget", story.root / "one.jsonl", "--retain", story.root / "retain.jsonl")
-    ran = story.work("audit", "run", "--adapter", folder, *rows)
+    held = jsonl(tmp_path / "held.jsonl", [{"prompt": "in what city is the play", "completion": "tokyo"}])
+    ran = story.work("audit", "run", "--adapter", folder, *rows, "--heldout", held)
     assert (ran.code, ran.json["audit"], ran.json["report"]["verdict"]) == (0, None, "pass")
+    asked = ran.json["report"]["evaluations"][0]["rows"]
+    assert [row["id"] for row in asked if row["group"] == "heldout"] == ["held-1"]
     assert contents(story.registry) == before
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_kit import FORGET, RETAIN, encoded, fill_lora, logits, taught
 
-from efface.adapters.generate import greedy
+from efface.adapters.generate import greedy, sampled
 from efface.adapters.lora import attach, disabled
 from efface.adapters.model import Base, load_base
 
@@ -81,3 +81,23 @@ def test_the_head_sees_contiguous_states_while_generating_and_is_left_as_it_was(
     spy.remove()
     assert seen and all(seen)
     assert len(head._forward_pre_hooks) == hooks
+
+
+def test_samples_are_drawn_from_the_seed_alone(known: Base, prompts: list[tuple[int, ...]]) -> None:
+    def draw(seed: int, temperature: float = 2.0, **more: int) -> list[tuple[int, ...]]:
+        return sampled(
+            known.model, known.tokenizer, prompts, temperature=temperature, top_p=1.0, seed=seed, **more
+        )
+
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    assert draw(1) == draw(1) != draw(2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len({tuple(draw(seed)) for seed in range(5)}) == 5
+    assert draw(1, temperature=1e-4) == greedy(known.model, known.tokenizer, prompts)
+    assert draw(1, max_new_tokens=1) == [answer[:1] for answer in draw(1)]
+
+
+def test_a_narrow_nucleus_is_the_argmax(known: Base, prompts: list[tuple[int, ...]]) -> None:
+    found = sampled(known.model, known.tokenizer, prompts, temperature=1.0, top_p=1e-6, seed=0)
+    assert found == greedy(known.model, known.tokenizer, prompts)

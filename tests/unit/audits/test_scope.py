@@ -132,7 +132,7 @@ def test_rows_that_the_base_knows_or_cannot_be_told_about_are_no_ignorance() -> 
 
 
 def test_gibberish_is_over_unlearning_and_silence_is_not() -> None:
-    noise = {"answer": "xx xx xx xx xx xx xx xx", "perplexity": 4000.0}
+    noise = {"answer": "", "perplexity": 4000.0}  # as a row that was measured earlier: figures, no text
     quiet = {"answer": "", "perplexity": 3.0}
     assert gibberish_share(rows(0.2, **noise)) == 1.0
     assert gibberish_share(rows(0.2, **quiet)) == 0.0

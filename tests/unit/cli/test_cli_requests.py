@@ -7,7 +7,8 @@ import pytest
 from cli_kit import FORGET, RETAIN, checked, efface, jsonl
 from registry_kit import BASE, Clock, answered, ask, audited, contents, release, stack
 
-from efface.registry import Registry, compose
+from efface.recipes.data import from_payload
+from efface.registry import Registry, compose, read_payload
 
 ONE, TWO = "req-000001", "req-000002"
 
@@ -45,6 +46,36 @@ def test_a_repeat_subject_is_told_on_stderr_without_its_name(tmp_path: Path) -> 
     assert "Zebra" not in again.out + again.err
     other = efface(*words, "--subject-ref", "Ana")
     assert (other.code, other.err) == (0, "")
+
+
+def test_the_scope_of_a_request_goes_into_the_vault_with_it(tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    sets = {"heldout": "heldout", "entailed": "entailed", "format-rows": "formats", "unrelated": "unrelated"}
+    rows = {
+        option: jsonl(tmp_path / f"{option}.jsonl", [{"prompt": f"what is {option}", "completion": "tokyo"}])
+        for option in sets
+    }
+    named = [part for option, file in rows.items() for part in (f"--{option}", file)]
+    assert opened(root, tmp_path, *named) == ONE
+    with Registry.open(root) as reg:
+        data = from_payload(read_payload(reg, ONE))
+    found = {name: [row.id for row in getattr(data, name)] for name in sets.values()}
+    assert found == {name: [f"{option}-1"] for option, name in sets.items()}
+    # What is to be measured as forgotten cannot be kept.
+    clash = efface(
+        *opening(tmp_path), "--unrelated", tmp_path / "forget.jsonl", "--registry", tmp_path / "new"
+    )
+    assert clash.code == 2
+    assert "asks the same" in clash.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_scope_rows_go_with_an_adapter_that_has_no_request_to_bring_them(tmp_path: Path) -> None:
+    words = ("audit", "run", "--release", "prod", "--model", tmp_path, "--registry", tmp_path / "none")
+    for option in ("--heldout", "--entailed", "--format-rows", "--unrelated"):
+        refused = efface(*words, option, "rows.jsonl")
+        assert refused.code == 2
+        assert "a request brings its own" in refused.err
 
 
 def test_a_request_walks_to_acceptance_and_the_ledger_keeps_the_reasons(tmp_path: Path) -> None:
