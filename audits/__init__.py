@@ -8,6 +8,7 @@ an auditor cannot edit the book that an audit is written into.
 
 from .aggregate import aggregate
 from .attack import AttackKind, AttackResult, Point
+from .claim import Claim
 from .depth import Depth, depth_score, unlearning_depth
 from .document import SCHEMA, AuditReport
 from .drift import Drift, mean_drift, probability_drift, row_kl, token_kl
@@ -88,6 +89,7 @@ __all__ = [
     "Attacked",
     "AuditError",
     "AuditReport",
+    "Claim",
     "Depth",
     "Drift",
     "Evaluation",

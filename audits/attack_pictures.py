@@ -113,7 +113,7 @@ def _described(attacks: Sequence[AttackResult]) -> str:
 
 
 def _scale_name(attack: AttackResult) -> str:
-    names = {"relearning": "Relearning", "adapter": "Adapter weight", "sampling": "Sampling"}
+    names = {"relearning": "Relearning", "sampling": "Sampling"}
     return names.get(attack.kind, attack.kind.capitalize())
 
 

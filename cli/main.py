@@ -14,6 +14,8 @@ from . import (
     adapter,
     attest,
     audit,
+    audit_reversible,
+    audit_sign,
     bundle,
     checkpoint,
     collect,
@@ -50,6 +52,9 @@ app.add_typer(attest.app, name="attest")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(vault.app, name="vault")
+audit.app.command("reversible", epilog=audit_reversible.EXAMPLE)(audit_reversible.reversible)
+audit.app.command("sign", epilog=audit_sign.SIGN_EXAMPLE)(audit_sign.sign)
+audit.app.command("verify", epilog=audit_sign.VERIFY_EXAMPLE)(audit_sign.verify)
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
 app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

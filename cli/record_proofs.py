@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
@@ -117,3 +117,47 @@ class BundleCheck(TypedDict):
     problems: list[BundleProblemRecord]
     warnings: list[str]
     facts: dict[str, Any] | None
+
+
+class SignedReport(TypedDict):
+    """`audit sign`: the digests of the report's bytes and of what it measured, and where the envelope is."""
+
+    report: str
+    composition: str
+    verdict: str
+    key_id: str
+    signature: str
+
+
+class CheckedReport(TypedDict):
+    """`audit verify`: what was signed, and by which of the keys that count."""
+
+    report: str
+    schema: str
+    composition: str
+    verdict: str
+    keys: list[str]
+
+
+class PathFindingRecord(TypedDict):
+    """One check of one path; `refused`: not in this step, and `text` names the plan that works."""
+
+    check: str
+    path: str
+    outcome: Literal["passed", "failed", "refused"]
+    text: str
+
+
+class ReversibilityRecord(TypedDict):
+    """`audit reversible`: what was proved of the channel's active version. `schema` is efface.reversibility/1."""
+
+    schema: str
+    channel: str
+    version: int
+    base: str
+    composition: str
+    precision: str
+    verdict: Literal["pass", "fail"]
+    created_at: str
+    findings: list[PathFindingRecord]
+    environment: dict[str, str]

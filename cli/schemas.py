@@ -1,7 +1,7 @@
 """The JSON Schema of every `--format json`, generated from the record types: `python -m efface.cli.schemas`.
 
-It writes `docs/schemas/cli.json` and the table of `docs/cli-json.md`; tests hold those to the types, and the types
-to what verbs print.
+It writes `docs/schemas/cli.json` and the table of `docs/cli-json.md`, and `docs/schemas/audit-report.json`; tests
+hold those to the types, and the types to what verbs print.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ VERBS: dict[str, Any] = {
     "audit compare": acts.CompareRecord,
     "audit suites": acts.SuiteRecord | list[acts.SuiteRecord],
     "audit show": acts.AuditDocument | list[things.AuditRecord],
+    "audit reversible": proofs.ReversibilityRecord,
+    "audit sign": proofs.SignedReport,
+    "audit verify": proofs.CheckedReport,
     "key generate": proofs.GeneratedKey,
     "key add": proofs.KeyRecord,
     "key revoke": proofs.KeyRecord,
@@ -148,7 +151,10 @@ def _made_up(name: str, value: Any) -> bool:
 
 
 def write(docs: Path) -> None:
-    """Bring `cli-json.md` and `schemas/cli.json` below `docs` up to date."""
+    """Bring `cli-json.md` and the schemas below `docs` up to date."""
+    from ..audits.schema import report_schema_text
+
+    (docs / "schemas" / "audit-report.json").write_text(report_schema_text(), encoding="utf-8")
     (docs / "schemas" / "cli.json").write_text(text(), encoding="utf-8")
     page = docs / "cli-json.md"
     head, mark, _ = page.read_text(encoding="utf-8").partition("|---|---|\n")

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..adapters.compose import Part
-from ..audits import AuditReport, Evaluation, Finding, Probe, check
+from ..audits import AuditReport, Claim, Evaluation, Finding, Probe, check
 from ..audits.gate_attacks import check_attacks, check_rebound
 from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
@@ -26,20 +26,19 @@ from .recipe import Recipe
 from .suite import Extras, run_suite, suite_run
 
 SUITE = "quick/1"
-CLAIM_WORDS = (
-    "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it everything."
-)
+CLAIM_WORDS: Mapping[Claim, str] = {
+    "suppressed": "Suppressed: the adapter can be taken off, and whoever holds the base without it can ask it "
+    "everything.",
+    "consolidated": "Consolidated once the base is withdrawn: the forgetting is in the weights, "
+    "and whoever has both can subtract them.",
+    "erased": "Erased: this model was trained without the rows, or the part that learned them was made again.",
+}
+"""The end of what was asked: what the answer to it is worth."""
 
 
 def request_data(registry: Registry, requests: Sequence[str]) -> dict[str, RequestData]:
     """The rows of each request, out of the vault. Raises what the registry raises."""
     return {request: from_payload(read_payload(registry, request)) for request in requests}
-
-
-MERGED_WORDS = (
-    "Consolidated once the base is withdrawn: the forgetting is in the weights, "
-    "and whoever has both can subtract them."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +135,17 @@ def report_of(
     active: Sequence[str],
     between: Sequence[Evaluation] = (),
     shredded: Sequence[str] = (),
-    removable: bool = True,
+    claim: Claim = "suppressed",
+    claim_evidence: Sequence[str] = (),
     note: str = "",
     extras: Extras | None = None,
     held: Held | None = None,
 ) -> AuditReport:
     """Gate ``after`` against ``before`` and put everything that was measured into one document.
 
-    ``removable``: what was measured is an adapter, which suppresses, and not merged weights. ``note`` is said at the
-    end of what was asked. ``extras``: what a suite found beyond the rows. ``held``: what its channel holds it to
-    besides the recipe; the stricter of both counts.
+    ``claim``: what is claimed if it passes; more than *suppressed*, which is what an adapter does, needs sentences of
+    ``claim_evidence`` that say what it rests on. ``note`` is said at the end of what was asked. ``extras``: what a
+    suite found beyond the rows. ``held``: what its channel holds it to besides the recipe; the stricter of both counts.
     """
     held, attacks = held or Held(), extras.attacks if extras else ()
     gates = recipe.gates.stricter(held.gates) if held.gates else recipe.gates
@@ -158,7 +158,7 @@ def report_of(
     return AuditReport(
         title=title,
         asked=f"Forget {', '.join([*active, *shredded]) or 'nothing'}; keep the rest. "
-        + (CLAIM_WORDS if removable else MERGED_WORDS)
+        + CLAIM_WORDS[claim]
         + note,
         evaluations=(before, *between, after),
         findings=findings,
@@ -175,6 +175,8 @@ def report_of(
         },
         environment=environment(bench),
         reproduce=("efface audit run --release CHANNEL --model BASE",),
+        claim=claim,
+        claim_evidence=tuple(claim_evidence),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..audits import AuditReport
+from ..audits import AuditReport, Claim
 from .audit import report_of
 from .bench import Bench, measure
 from .data import RequestData
@@ -17,6 +17,11 @@ from .recipe import Recipe
 from .sources import require_tokenizer
 from .suite import run_suite
 
+_OWN = (
+    "It is a checkpoint of its own, without an adapter. How it was made, and that the model before is withdrawn, is "
+    "the word of whoever made it: no audit can see that."
+)
+
 
 def audit_checkpoint(
     known: Bench,
@@ -25,12 +30,15 @@ def audit_checkpoint(
     *,
     recipe: Recipe,
     label: str,
+    claim: Claim = "consolidated",
+    claim_evidence: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> AuditReport:
     """Measure ``made`` and the checkpoint before it, ``known``, on the rows of ``requests``, all taken as forgotten.
 
     Each judges the perplexity of its own answers: there is no adapter that could be switched off. Attacks that need
-    one are noted as such. Raises `AuditError` for models with different tokenizers.
+    one are noted as such. ``claim`` is what is claimed of it, ``claim_evidence`` what is known of how it was made: the
+    figures cannot tell a merge from a retraining. Raises `AuditError` for models with different tokenizers.
     """
     progress = progress or Silent()
     require_tokenizer(made.base, known.base, "model")
@@ -52,6 +60,7 @@ def audit_checkpoint(
         recipe,
         title=f"Audit of {label}",
         active=tuple(requests),
-        removable=False,
+        claim=claim,
+        claim_evidence=(*claim_evidence, _OWN),
         extras=run_suite(seen, plan.suite),
     )

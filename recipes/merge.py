@@ -77,13 +77,19 @@ def merge_channel(
     merged = merge(base, parts, out, onto=onto, requantize=requantize, expect=release.composition.base)
     composition = compose(merged.fingerprint.digest, precision, ())
     label = f"{channel}@{release.version} merged"
-    report = _audit(base, merged, known, at, label, progress)
+    report = _audit(base, release.composition.base, merged, known, at, label, progress)
     audit = record(registry, composition, report, recipe, actor, measured=known.active)
     return MergedChannel(merged, composition, audit, report)
 
 
 def _audit(
-    base: Path, merged: Merged, known: AuditRows, recipe: Recipe, label: str, progress: Progress
+    base: Path,
+    before_merge: str,
+    merged: Merged,
+    known: AuditRows,
+    recipe: Recipe,
+    label: str,
+    progress: Progress,
 ) -> AuditReport:
     """One model in memory at a time: the base first, then what was merged."""
     bench = open_bench(base, recipe)
@@ -103,8 +109,20 @@ def _audit(
         title=f"Audit of {label}",
         active=known.active,
         shredded=known.shredded,
-        removable=False,
+        claim="consolidated",
+        claim_evidence=_evidence(before_merge, merged, known),
     )
+
+
+def _evidence(before: str, merged: Merged, known: AuditRows) -> list[str]:
+    """What the claim of a merge rests on, and what it cannot show."""
+    gone = ", ".join(known.shredded)
+    return [
+        f"The adapters were merged into the weights: base {before} became {merged.fingerprint.digest}.",
+        "It holds only if nobody serves or hands out the model before any more. No audit can see that: whoever "
+        "withdraws it records it (efface request evidence).",
+        *([f"Of {gone}, whose rows are shredded, no more than suppressed is shown."] if gone else []),
+    ]
 
 
 def _measured(

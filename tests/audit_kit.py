@@ -4,7 +4,7 @@ from efface.audits.attack import AttackResult, Point
 from efface.audits.document import AuditReport
 from efface.audits.gates import Thresholds, check
 from efface.audits.suite_run import RowHash, SuiteRun, hash_row, key_name
-from efface.audits.types import Evaluation, Group, RowScore
+from efface.audits.types import Evaluation, Group, Membership, RowScore
 
 PROMPT, REFERENCE, ANSWER = "canary-prompt-7f3a", "canary-reference-91bc", "canary-answer-44de"
 
@@ -22,6 +22,7 @@ def row(id: str = "r1", group: Group = "forget", request: str | None = "q1", **c
         "prompt": PROMPT,
         "reference": REFERENCE,
         "answer": ANSWER,
+        "membership": Membership(0.4, 0.02, 0.3, -0.5),
     }
     return RowScore(id=id, request=request, group=group, **(figures | changes))  # type: ignore[arg-type]
 
@@ -67,7 +68,7 @@ def report(**changes: object) -> AuditReport:
         "before": "base",
         "after": "+ q1",
         "created_at": "2026-01-31T12:00:00Z",
-        "thresholds": Thresholds().model_dump(),
+        "thresholds": Thresholds().flat(),
         "digests": {"base": "sha256:" + "cd" * 32},
         "environment": {"torch": "2.13.0"},
         "reproduce": ("efface audit run --suite first",),

@@ -503,7 +503,9 @@ def test_what_was_shredded_before_the_merge_is_not_consolidated(story: Place, tm
     with Registry.open(at.registry) as reg:
         shred_request(reg, ONE, actor="ana")
     done = at.work("merge", "prod", "--out", tmp_path / "merged")
-    assert at.ask("audit", "show", done.json["audit"]).json["requests"] == [TWO]
+    shown = at.ask("audit", "show", done.json["audit"]).json
+    assert shown["requests"] == [TWO]
+    assert f"Of {ONE}, whose rows are shredded" in json.loads(shown["document"])["claim_evidence"][2]
     for request, level in ((ONE, "suppressed"), (TWO, "consolidated")):
         proof = ("--artefact", done.json["artefact"], "--audit", done.json["audit"], "--base-withdrawn")
         ran = at.ask("request", "evidence", request, "--method", "merge", *proof, "--statement", "gone")
@@ -521,6 +523,10 @@ def test_a_merged_channel_is_a_checkpoint_with_an_audit_of_its_own(story: Place,
     report = at.ask("audit", "show", done.json["audit"]).json
     assert report["precision"] == "bf16"
     assert "Consolidated once the base is withdrawn" in report["document"]
+    document = json.loads(report["document"])
+    assert document["claim"] == "consolidated"
+    assert done.json["artefact"] in document["claim_evidence"][0]
+    assert "no audit can see that" in document["claim_evidence"][1].lower()
     with Registry.open(at.registry) as reg:
         requests = [request.id for request in list_requests(reg, "RELEASED")]
         for request in requests:

@@ -301,7 +301,7 @@ def test_curves_of_one_scale_share_a_picture_and_precisions_stand_side_by_side()
     page = render_html(full_report())
     assert "relearning/random-20%: 0 → 0.10, 25 → 0.30, 50 → 0.45; relearning/benign: 0 → 0.10" in page
     assert "bf16, precision/stack · q1: 0.12; int8, precision/stack · q1: 0.20" in page
-    assert "Adapter weight: answer probability over weight, q1" in page
+    assert "Adapter: answer probability over weight, q1" in page
     assert page.count('role="img"') == 3 + 1 + 3 + 1  # before/after and plane, overview, scales, precisions
 
 

@@ -20,6 +20,7 @@ from efface.registry.locations import locate
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "registry.md").read_text(encoding="utf-8")
+AUDITS_PAGE = (DOCS / "audits.md").read_text(encoding="utf-8")
 JSON_PAGE = (DOCS / "cli-json.md").read_text(encoding="utf-8")
 WITH_A_MODEL = {
     "unlearn",
@@ -32,10 +33,13 @@ WITH_A_MODEL = {
     "release repair",
     "release pull",
     "audit run",
+    "audit reversible",
     "request lengths",
     "model fetch",
 }
 """Their output is held to the schema where they run: tests/integration/test_cli*.py."""
+ON_FILES = {"audit sign", "audit verify"}
+"""The same in test_audit_sign.py."""
 DESCRIBED_ELSEWHERE: set[str] = set()
 """Nouns with a page and a schema of their own."""
 
@@ -52,7 +56,7 @@ def test_the_published_files_are_what_the_types_say(tmp_path: Path) -> None:
     (tmp_path / "schemas").mkdir()
     (tmp_path / "cli-json.md").write_text(JSON_PAGE, encoding="utf-8")
     schemas.write(tmp_path)
-    for name in ("cli-json.md", "schemas/cli.json"):
+    for name in ("cli-json.md", "schemas/cli.json", "schemas/audit-report.json"):
         assert (tmp_path / name).read_text() == (DOCS / name).read_text(), "run python -m efface.cli.schemas"
 
 
@@ -96,21 +100,25 @@ def test_urls_of_the_page_are_taken(url: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_links_are_there() -> None:
-    for page in (PAGE, JSON_PAGE):
-        for link in re.findall(r"\]\(([^)#]+)\)", page):
+    for page in (PAGE, JSON_PAGE, AUDITS_PAGE):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page):
             assert (DOCS / link).exists(), link
 
 
-def blocks() -> list[tuple[str, list[list[str]]]]:
+def blocks(page: str = PAGE) -> list[tuple[str, list[list[str]]]]:
     """Each shell block of the page: its kind, and its commands as words."""
-    found = re.findall(r"```sh( model)?\n(.*?)```", PAGE, re.DOTALL)
+    found = re.findall(r"```sh( model)?\n(.*?)```", page, re.DOTALL)
     return [
         (kind.strip(), [shlex.split(line, comments=True) for line in text.splitlines()])
         for kind, text in found
     ]
 
 
-@pytest.mark.parametrize("words", [words for _, block in blocks() for words in block], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [words for page in (PAGE, AUDITS_PAGE) for _, block in blocks(page) for words in block],
+    ids=" ".join,
+)
 def test_every_command_parses(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     rest = words[1:]
@@ -217,4 +225,4 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
     for words in commands:
         checked(None if words[0] in ("model", "recipe") else root, *words)
     on_page = {verb_of(words[1:]) for kind, block in blocks() if kind != "model" for words in block}
-    assert on_page | {verb_of(words) for words in commands} == set(schemas.VERBS) - WITH_A_MODEL
+    assert on_page | {verb_of(words) for words in commands} == set(schemas.VERBS) - WITH_A_MODEL - ON_FILES
