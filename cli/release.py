@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..registry import Registry, active_release, get_adapter, get_channel, get_request, history, parse_render
+from ..registry import plan_removal as plan
 from . import release_compact, release_gate, release_steps, release_transfer
 from .lookups import requests_of
 from .measured import measured_json, measured_text, report_released
@@ -83,13 +84,13 @@ def create(
 
     if render is not None:
         parse_render(render)
-    chosen, plan = load_recipe(recipe, overrides), planned(suite, give)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         for request in add:
             get_request(reg, request)
         bars.phase("Loading the base")
         memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
-        bench = open_bench(model, chosen, memory=memory, plan=plan)
+        bench = open_bench(model, chosen, memory=memory, plan=audited)
         done = add_requests(
             reg,
             channel,
@@ -150,13 +151,13 @@ def rollback(
         raise typer.BadParameter("expected either --remove REQUEST or --to VERSION")
     if not reason:
         raise typer.BadParameter("a rollback needs --reason: it is written into the ledger")
-    chosen, plan = load_recipe(recipe, overrides), planned(suite, give)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         if remove:
             plan(reg, channel, remove, drop_repairs=drop_repairs)
         bars.phase("Loading the base")
         memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
-        bench = open_bench(model, chosen, memory=memory, plan=plan)
+        bench = open_bench(model, chosen, memory=memory, plan=audited)
         if to is not None:
             done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
         else:

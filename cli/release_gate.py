@@ -80,7 +80,7 @@ def _changes(given: list[str], unset: list[str]) -> dict[str, str | None]:
         except ValueError:
             problems.append(f"--set {one!r}: expected GATE=NUMBER")
     try:
-        Thresholds.model_validate(nested({**Thresholds().flat(), **bounds}))
+        Thresholds.model_validate(nested(bounds))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             problems.append(_problem(detail))

@@ -126,6 +126,16 @@ class RowMemory:
             self.cache.put(scores)
 
 
+def one_key(key: bytes | None = None) -> Callable[[str | None], bytes]:
+    """The same key for rows of every request, a random one where none is given."""
+    chosen = key or secrets.token_bytes(32)
+
+    def of(_request: str | None) -> bytes:
+        return chosen
+
+    return of
+
+
 def open_cache(folder: Path) -> RowCache:
     """The cache in ``folder`` (made if need be, readable by its owner only). Raises `AuditError`."""
     try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib.metadata import version
 
 from ..adapters import Base
@@ -19,7 +17,7 @@ from ..audits.suites import Part as PartName
 from .bench import Bench
 from .parts import Figures, NothingToMeasure, Part, Seen, drift, finite, lm_eval, membership, muse, patching
 from .plan import quick
-from .row_cache import PACKAGES, RowMemory
+from .row_cache import PACKAGES, RowMemory, one_key
 from .sources import load_reference
 from .tofu_part import tofu
 
@@ -100,7 +98,7 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
 def suite_run(bench: Bench, suite: Suite | None, before: Evaluation, after: Evaluation) -> SuiteRun:
     """The record of a run of ``suite`` (None: quick) that measured the rows of two evaluations."""
     suite = suite or quick().suite
-    memory = bench.memory or RowMemory(cache(lambda _request: secrets.token_bytes(32)))
+    memory = bench.memory or RowMemory(one_key())
     hashes = tuple(
         RowHash(
             row.request,
