@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def side(
     }
 
     def run(name: str, **more: Any) -> float:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with quiet[0], quiet[1], _float_logits(base.model):
             return float(METRICS_REGISTRY[name]._metric_fn(base.model, **common, **more)["agg_value"])
 
     def measure() -> dict[str, float]:
@@ -69,6 +70,21 @@ def side(
         return found
 
     return measure
+
+
+@contextlib.contextmanager
+def _float_logits(model: Any) -> Iterator[None]:
+    """Logits in float32, as every model of transformers 4.45 gave them, for which the peer is written."""
+
+    def convert(_module: Any, _args: Any, output: Any) -> Any:
+        output.logits = output.logits.float()
+        return output
+
+    hook = model.register_forward_hook(convert)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _stub(root: str) -> None:
