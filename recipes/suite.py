@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 
-from ..adapters import Base
+from ..adapters import Base, ModelError
 from ..adapters.compose import Part as FolderPart
 from ..audits import AttackResult, Evaluation, RowHash, SuiteRun, hash_row, key_name
 from ..audits.attacks import Target, lacking, run_attack
 from ..audits.errors import AttackError
 from ..audits.suites import PARTS, Suite
 from ..audits.suites import Part as PartName
+from ..audits.suites.suite import Setting
 from .bench import Bench
 from .parts import Figures, NothingToMeasure, Part, Seen, drift, finite, lm_eval, membership, muse, patching
 from .plan import quick
+from .progress import Progress
 from .row_cache import PACKAGES, RowMemory, one_key
 from .sources import load_reference
 from .tofu_part import tofu
@@ -82,17 +85,22 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
             found.skipped[name] = f"it needs {', '.join(missing)}"
         else:
             settings = {"seed": suite.seed, **suite.settings.get(name, {})}
-            found.timed(
-                name,
-                lambda name=name, settings=settings: found.attacks.extend(
-                    run_attack(name, target, settings, seen.progress)
-                ),
-            )
+            found.timed(name, partial(_attack, found, name, target, settings, seen.progress))
     run = suite_run(seen.bench, suite, seen.before, seen.after)
     return Extras(
         tuple(found.attacks),
         replace(run, seconds=found.seconds, skipped=found.skipped, figures=finite(found.figures)),
     )
+
+
+def _attack(
+    found: _Found, name: str, target: Target, settings: Mapping[str, Setting], progress: Progress
+) -> None:
+    """One attack; one whose own prompts do not fit the model (examples first, say) is not made."""
+    try:
+        found.attacks.extend(run_attack(name, target, settings, progress))
+    except ModelError as error:
+        raise AttackError(str(error)) from error
 
 
 def suite_run(bench: Bench, suite: Suite | None, before: Evaluation, after: Evaluation) -> SuiteRun:

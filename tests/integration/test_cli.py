@@ -696,7 +696,9 @@ def test_gates_of_a_channel_hold_every_audit_and_the_second_one_measures_nothing
     first = at.work("audit", "run", "--release", "prod")
     assert first.code == 1  # quick makes no attack
     assert "this gate requires it" in first.err
-    second = at.work("audit", "run", "--release", "prod", "--suite", "standard").json["report"]
+    ran = at.work("audit", "run", "--release", "prod", "--suite", "standard")
+    assert ran.out, ran.err
+    second = ran.json["report"]
     kinds = {finding["gate"] for finding in second["findings"]}
     assert {"max_recovered.prompt", "max_rebound"} <= kinds
     assert second["suite"]["cached"] == len(second["suite"]["rows"]) * 2
