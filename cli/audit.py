@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..registry import InvalidInput, Registry, Release, active_release, get_audit, list_audits
-from . import audit_suites
+from . import audit_compare, audit_suites
 from .audit_checkpoint import audit_folder, audit_model
 from .audit_release import Measured, measure_release
 from .options import (
@@ -35,6 +35,7 @@ from .reports import findings_text, write_reports
 from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, planned, remembered
 
 app = typer.Typer(help="Audits of releases and adapters.", no_args_is_help=True)
+app.command("compare", epilog=audit_compare.EXAMPLE)(audit_compare.compare)
 app.command("suites", epilog=audit_suites.EXAMPLE)(audit_suites.suites)
 
 

@@ -246,6 +246,30 @@ class AuditRunRecord(TypedDict):
     report: dict[str, Any]
 
 
+class ComparedRecord(TypedDict):
+    """One figure of one group: `difference` is B less A, `low` to `high` its 95 % interval, of pairs if `paired`."""
+
+    group: str
+    figure: str
+    a: float
+    b: float
+    n_a: int
+    n_b: int
+    difference: float
+    low: float
+    high: float
+    paired: bool
+    better: Literal["A", "B", "neither"]
+
+
+class CompareRecord(TypedDict):
+    """`audit compare`."""
+
+    a: str
+    b: str
+    figures: list[ComparedRecord]
+
+
 class SuiteRecord(TypedDict):
     """`audit suites`: one suite. `needs` must be given, `takes` may be."""
 

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from ..registry import (
     Adapter,
     Audit,
+    Channel,
     Composition,
     Event,
     Evidence,
@@ -116,7 +117,7 @@ class OverlapRecord(TypedDict):
 
 class AuditRecord(TypedDict):
     """A measurement of one composition at one precision; `report` is the digest of its document, `requests` those that
-    it measured and held to being forgotten (null: it does not say)."""
+    it measured and held to being forgotten, `gates` what decided its verdict (null: it does not say)."""
 
     digest: str
     composition: str
@@ -128,6 +129,7 @@ class AuditRecord(TypedDict):
     environment: dict[str, str]
     requests: list[str] | None
     at: str
+    gates: dict[str, str] | None
 
 
 class PartRecord(TypedDict):
@@ -171,12 +173,13 @@ class MeasuredRelease(ReleaseRecord):
 
 
 class ChannelRecord(TypedDict):
-    """A channel: how many versions it has, the active one, and whether it asks for two people."""
+    """A channel: how many versions it has, the active one, whether it asks for two people, and its gates."""
 
     channel: str
     versions: int
     active: int | None
     two_person: bool
+    gates: dict[str, str]
 
 
 class Reweighted(TypedDict):
@@ -278,3 +281,14 @@ def diff_json(diff: ReleaseDiff) -> DiffRecord:
 def event_json(event: Event) -> EventRecord:
     """One line of the ledger."""
     return cast("EventRecord", asdict(event) | {"body": event.body})
+
+
+def channel_json(channel: Channel) -> ChannelRecord:
+    """A channel with its rules."""
+    return {
+        "channel": channel.name,
+        "versions": channel.versions,
+        "active": channel.active,
+        "two_person": channel.two_person,
+        "gates": dict(channel.gates),
+    }

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..registry import Registry, active_release, get_adapter, get_request, history, parse_render
+from ..registry import Registry, active_release, get_adapter, get_channel, get_request, history, parse_render
 from ..registry import plan_removal as plan
-from . import release_balance, release_compact, release_steps, release_transfer
+from . import release_balance, release_compact, release_gate, release_steps, release_transfer
 from .lookups import requests_of
 from .measured import measured_json, measured_text, report_released
 from .options import (
@@ -29,6 +29,7 @@ from .options import (
 )
 from .output import emit, emit_table, progress
 from .records import release_json
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, planned, remembered
 
 if TYPE_CHECKING:
     from ..recipes.release import Released
@@ -59,6 +60,10 @@ def create(
         int | None,
         typer.Option("--max-lora-rank", min=1, help="What the server takes; vLLM's 512 by default."),
     ] = None,
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -79,12 +84,13 @@ def create(
 
     if render is not None:
         parse_render(render)
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         for request in add:
             get_request(reg, request)
         bars.phase("Loading the base")
-        bench = open_bench(model, chosen)
+        memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
+        bench = open_bench(model, chosen, memory=memory, plan=audited)
         done = add_requests(
             reg,
             channel,
@@ -119,6 +125,10 @@ def rollback(
     reason: ReasonOption = "",
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -141,12 +151,13 @@ def rollback(
         raise typer.BadParameter("expected either --remove REQUEST or --to VERSION")
     if not reason:
         raise typer.BadParameter("a rollback needs --reason: it is written into the ledger")
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         if remove:
             plan(reg, channel, remove, drop_repairs=drop_repairs)
         bars.phase("Loading the base")
-        bench = open_bench(model, chosen)
+        memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
+        bench = open_bench(model, chosen, memory=memory, plan=audited)
         if to is not None:
             done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
         else:
@@ -174,6 +185,7 @@ def show(
         release = active_release(reg, channel)
         record = release_json(release, requests_of(reg, release.composition.adapters))
         bound = get_adapter(reg, release.rendered).error_bound if release.rendered else None
+        rules = get_channel(reg, channel)
     lines = [
         f"{record['channel']}@{record['version']}  {record['state']}",
         f"requests     {', '.join(record['requests']) or 'none: this is the bare base'}",
@@ -184,6 +196,7 @@ def show(
         + (f"  (approximate: relative error at most {bound})" if bound else ""),
         f"audit        {record['audit']}",
         f"approved by  {record['approved_by']}: {record['reason']}",
+        f"gates        {release_gate.gates_text(rules)}",
     ]
     emit(record, format, "\n".join(lines))
 
@@ -212,6 +225,7 @@ app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.act
 app.command("withdraw", epilog=release_steps.WITHDRAW_EXAMPLE)(release_steps.withdraw)
 app.command("diff", epilog=release_steps.DIFF_EXAMPLE)(release_steps.diff)
 app.command("protect", epilog=release_steps.PROTECT_EXAMPLE)(release_steps.protect)
+app.command("gate", epilog=release_gate.GATE_EXAMPLE)(release_gate.gate)
 app.command("push", epilog=release_steps.PUSH_EXAMPLE)(release_steps.push)
 app.command("pull", epilog=release_transfer.PULL_EXAMPLE)(release_transfer.pull)
 

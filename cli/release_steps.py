@@ -35,7 +35,7 @@ from .options import (
 )
 from .output import emit
 from .record_acts import PushRecord
-from .records import ChannelRecord, DiffRecord, diff_json, release_json
+from .records import DiffRecord, channel_json, diff_json, release_json
 from .release_transfer import EvidenceOption, release_files
 from .targets import HELP, packed, parse_target, send
 
@@ -108,12 +108,7 @@ def protect(
             found = get_channel(reg, channel)
         else:
             found = rule_channel(reg, channel, two_person=two_person, reason=reason, actor=actor)
-    record: ChannelRecord = {
-        "channel": found.name,
-        "versions": found.versions,
-        "active": found.active,
-        "two_person": found.two_person,
-    }
+    record = channel_json(found)
     rule = "somebody else approves what one creates" if found.two_person else "one person may do it all"
     emit(record, format, f"{found.name}: {rule}")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,11 +49,10 @@ def remembered(
 
     Without a registry nothing is kept but where ``folder`` says. With ``reveal`` answers are asked for again.
     """
-    from ..recipes.row_cache import RowMemory, open_cache
+    from ..recipes.row_cache import RowMemory, one_key, open_cache
 
     place = folder or (reg.root / "cache" / "rows" if reg is not None else None)
     found = None if no_cache or place is None else open_cache(place)
     if reg is not None:
-        return RowMemory(cache(lambda request: row_key(reg, request)), found, not reveal)
-    key = found.key if found else secrets.token_bytes(32)
-    return RowMemory(lambda _request: key, found, not reveal)
+        return RowMemory(cache(partial(row_key, reg)), found, not reveal)
+    return RowMemory(one_key(found.key if found else None), found, not reveal)

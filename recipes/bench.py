@@ -114,8 +114,10 @@ def measure(
     started = time.monotonic()
     digest, precision = composition.digest, bench.base.quantization
     encoded = encode_probes(bench, probes)
-    keys = [(digest, row, probe.item.keywords) for row, probe in zip(encoded, probes, strict=True)]
-    wanted = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in bench.scores}
+    keys: list[Key] = [(digest, row, probe.item.keywords) for row, probe in zip(encoded, probes, strict=True)]
+    wanted: dict[Key, Probe] = {
+        key: probe for key, probe in zip(keys, probes, strict=True) if key not in bench.scores
+    }
     names = _remembered(bench, digest, wanted)
     new = sorted((key for key in wanted if key not in bench.scores), key=lambda key: len(key[1].prompt))
     progress.advance(len(probes) - len(new))

@@ -95,7 +95,7 @@ class RowCache:
 class RowMemory:
     """A cache as one audit uses it: the keys of its requests, and how many rows it had already.
 
-    ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads`` is False where
+    ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads``: False where
     answers are to be shown, which the cache does not have.
     """
 
@@ -124,6 +124,16 @@ class RowMemory:
         """Keep these."""
         if self.cache is not None:
             self.cache.put(scores)
+
+
+def one_key(key: bytes | None = None) -> Callable[[str | None], bytes]:
+    """The same key for rows of every request, a random one where none is given."""
+    chosen = key or secrets.token_bytes(32)
+
+    def of(_request: str | None) -> bytes:
+        return chosen
+
+    return of
 
 
 def open_cache(folder: Path) -> RowCache:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import partial
 from importlib.metadata import version
 
-from ..adapters import Base
+from ..adapters import Base, ModelError
 from ..adapters.compose import Part as FolderPart
 from ..audits import AttackResult, Evaluation, RowHash, SuiteRun, hash_row, key_name
 from ..audits.attacks import Target, lacking, run_attack
 from ..audits.errors import AttackError
 from ..audits.suites import PARTS, Suite
 from ..audits.suites import Part as PartName
+from ..audits.suites.suite import Setting
 from .bench import Bench
 from .parts import Figures, NothingToMeasure, Part, Seen, drift, finite, lm_eval, membership, muse, patching
 from .plan import quick
-from .row_cache import PACKAGES, RowMemory
+from .progress import Progress
+from .row_cache import PACKAGES, RowMemory, one_key
 from .sources import load_reference
 from .tofu_part import tofu
 
@@ -84,12 +85,7 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
             found.skipped[name] = f"it needs {', '.join(missing)}"
         else:
             settings = {"seed": suite.seed, **suite.settings.get(name, {})}
-            found.timed(
-                name,
-                lambda name=name, settings=settings: found.attacks.extend(
-                    run_attack(name, target, settings, seen.progress)
-                ),
-            )
+            found.timed(name, partial(_attack, found, name, target, settings, seen.progress))
     run = suite_run(seen.bench, suite, seen.before, seen.after)
     return Extras(
         tuple(found.attacks),
@@ -97,10 +93,20 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
     )
 
 
+def _attack(
+    found: _Found, name: str, target: Target, settings: Mapping[str, Setting], progress: Progress
+) -> None:
+    """One attack; one whose own prompts do not fit the model (examples first, say) is not made."""
+    try:
+        found.attacks.extend(run_attack(name, target, settings, progress))
+    except ModelError as error:
+        raise AttackError(str(error)) from error
+
+
 def suite_run(bench: Bench, suite: Suite | None, before: Evaluation, after: Evaluation) -> SuiteRun:
     """The record of a run of ``suite`` (None: quick) that measured the rows of two evaluations."""
     suite = suite or quick().suite
-    memory = bench.memory or RowMemory(cache(lambda _request: secrets.token_bytes(32)))
+    memory = bench.memory or RowMemory(one_key())
     hashes = tuple(
         RowHash(
             row.request,

@@ -685,3 +685,36 @@ def test_as_a_process(story: Place, tmp_path: Path) -> None:
     foreign = [line for line in done.stderr.splitlines() if "Loading weights" in line or "arning" in line]
     assert (done.returncode, foreign) == (0, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gates_of_a_channel_hold_every_audit_and_the_second_one_measures_nothing(
+    never: Place, tmp_path: Path
+) -> None:
+    at = never.copied(tmp_path / "registry")
+    gates = ("--set", "max_recovered.prompt=1000", "--set", "max_rebound=0.5")
+    assert at.ask("release", "gate", "prod", *gates, "--reason", "policy 7").code == 0
+    first = at.work("audit", "run", "--release", "prod")
+    assert first.code == 1  # quick makes no attack
+    assert "this gate requires it" in first.err
+    ran = at.work("audit", "run", "--release", "prod", "--suite", "standard")
+    assert ran.out, ran.err
+    second = ran.json["report"]
+    kinds = {finding["gate"] for finding in second["findings"]}
+    assert {"max_recovered.prompt", "max_rebound"} <= kinds
+    assert second["suite"]["cached"] == len(second["suite"]["rows"]) * 2
+    assert [run["name"] for run in (first.json["report"]["suite"], second["suite"])] == ["quick", "standard"]
+    again = at.work("audit", "run", "--release", "prod", "--no-cache").json["report"]
+    assert again["suite"]["cached"] == 0
+    assert again["suite"]["rows"] == second["suite"]["rows"]
+    assert at.ask("verify", "--deep").code == 0
+
+
+def test_audits_compare_and_checkpoints_are_audited(never: Place, tmp_path: Path) -> None:
+    digest = never.json("release")["measured_by"]
+    same = never.ask("audit", "compare", digest, digest).json["figures"]
+    assert same and all(one["paired"] and one["better"] == "neither" for one in same)
+    rows = ("--forget", never.root / "one.jsonl", "--retain", never.root / "retain.jsonl")
+    found = never.work("audit", "run", "--against", never.model, *rows).json["report"]
+    assert (found["before"], found["after"]) == ("before", never.model.name)
+    before, after = (one["rows"] for one in found["evaluations"])
+    assert before == after  # it is the same model

@@ -1,6 +1,7 @@
 """The pages say what the command line does: schema, verbs, states, and every command of docs/registry.md run."""
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from audit_kit import report
 from cli_kit import FORGET, RETAIN, Ran, checked, conforms, efface, jsonl, verb_of
 from foreign_kit import base_folder
 from jsonschema import Draft202012Validator, ValidationError
@@ -192,6 +194,8 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         proof = audited(reg, compose(new, "nf4", []), requests=["req-000001"]).digest
     one, _, last = (adapter.digest for adapter in adapters)
     out, why = tmp_path / "out", ("--reason", "why")
+    compared = tmp_path / "report.json"
+    compared.write_text(json.dumps(report().to_json()))
     private, public = signing.generate(), tmp_path / "key.pub"
     signing.write_private(private, tmp_path / "key")
     public.write_text(signing.public_pem(private))
@@ -207,6 +211,10 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         ("release", "withdraw", "prod", 2, *why),
         ("request", "evidence", "req-000001", *retrained, "--audit", proof, "--base-withdrawn"),
         ("audit", "show", proof),
+        ("audit", "suites"),
+        ("audit", "suites", "full"),
+        ("audit", "compare", compared, compared),
+        ("release", "gate", "prod", "--set", "max_rebound=0.1", *why),
         ("vault", "drop-key-file"),
         ("vault", "drop-orphans"),
         ("vault", "bind", *why),
@@ -223,6 +231,6 @@ def test_the_verbs_that_the_page_leaves_out_print_what_the_schema_says(tmp_path:
         ("recipe", "validate", "npo"),
     ]
     for words in commands:
-        checked(None if words[0] in ("model", "recipe") else root, *words)
+        checked(None if words[0] in ("model", "recipe") or words[1] == "suites" else root, *words)
     on_page = {verb_of(words[1:]) for kind, block in blocks() if kind != "model" for words in block}
     assert on_page | {verb_of(words) for words in commands} == set(schemas.VERBS) - WITH_A_MODEL - ON_FILES

@@ -75,7 +75,8 @@ def test_two_steps_by_two_people(home: Path) -> None:
 
 def test_the_rule_of_a_channel(home: Path) -> None:
     protect = ("release", "protect", "prod")
-    assert checked(home, *protect) == {"channel": "prod", "versions": 2, "active": None, "two_person": False}
+    nothing = {"two_person": False, "gates": {}}
+    assert checked(home, *protect) == {"channel": "prod", "versions": 2, "active": None, **nothing}
     unreasoned = efface(*protect, "--two-person", "--registry", home)
     assert (unreasoned.code, "--reason" in unreasoned.err) == (2, True)
     assert checked(home, *protect, "--two-person", "--reason", "four eyes")["two_person"] is True
@@ -158,3 +159,42 @@ def test_the_composition_that_a_removal_leaves(home: Path) -> None:
         shared = seal(reg, lora(home.parent / "shared", 5), [ONE, TWO])
         with pytest.raises(RequestError, match="also forgets req-000002"):
             composition_without(reg, stack([shared, get_adapter(reg, both.adapters[0])]), [ONE])
+
+
+def test_gates_are_set_shown_and_taken_off(home: Path) -> None:
+    gate = ("release", "gate", "prod")
+    assert checked(home, *gate)["gates"] == {}
+    bounds = ("--set", "max_extraction_strength_forget=0.20", "--set", "max_recovered.prompt=0.3")
+    assert efface(*gate, *bounds, "--registry", home).code == 2
+    held = {"max_extraction_strength_forget": "0.2", "max_recovered.prompt": "0.3"}
+    assert checked(home, *gate, *bounds, "--reason", "policy 7")["gates"] == held
+    assert checked(home, *gate)["gates"] == held
+    refused = efface(
+        "release", "approve", "prod", "1", "--audit", audit_of(home, 1), "--registry", home, "--actor", "ben"
+    )
+    assert refused.code == 1
+    assert "max_recovered.prompt" in refused.err
+    off = ("--unset", "max_recovered.prompt", "--unset", "max_extraction_strength_forget", "--reason", "r")
+    assert checked(home, *gate, *off)["gates"] == {}
+    serve(home, 1)
+    shown = efface("release", "show", "prod", "--registry", home)
+    assert "gates        no gates" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("--set", "max_extraction_strength=0.2"), "did you mean 'max_extraction_strength_forget'"),
+        (("--set", "max_recovered.promt=0.2"), "did you mean 'prompt'"),
+        (("--set", "max_rebound=many"), "expected GATE=NUMBER"),
+        (("--set", "max_rebound=-0.1"), "greater than or equal to 0"),
+        (("--set", "max_mention_rate_forget=nan"), "max_mention_rate_forget"),
+        (("--unset", "max_rebound"), "which it does not have"),
+    ],
+)
+def test_what_is_no_gate_is_refused_and_named(home: Path, change: tuple[str, str], expected: str) -> None:
+    before = contents(home)
+    found = efface("release", "gate", "prod", *change, "--reason", "r", "--registry", home)
+    assert found.code == 2
+    assert expected in " ".join(found.err.replace("│", " ").split())
+    assert contents(home) == before

@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_kit import FORGET, RETAIN, fill_lora, taught
 
-from efface.adapters import attach, detach, load_base, read_adapter, save
+from efface.adapters import attach, load_base, read_adapter, save
 from efface.audits import AuditError, AuditReport, Method
 from efface.audits.suites import InvalidSuite, Suite, load_suite, shipped_suites
 from efface.recipes.audit import audit_composition
@@ -49,11 +49,11 @@ def known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = attach(load_base(known, "fp32").model, rank=4)
+    base = load_base(known, "fp32")
+    model = attach(base.model, rank=4)
     fill_lora(model, 1, 0.3)
     folder = tmp_path_factory.mktemp("adapter") / "a"
-    save(model, folder)
-    detach(model)
+    save(model, folder, base=base.fingerprint.digest)
     return folder
 
 
@@ -74,7 +74,10 @@ def test_standard_with_all_that_it_takes(known: Path, adapter: Path, tiny_llama:
     run = report.suite
     assert run is not None
     assert (run.title, run.precision, run.digest) == ("standard/1", "fp32", suite.digest)
-    assert set(run.skipped) == {"adapter/one-less"}
+    assert set(run.skipped) == {
+        "adapter/one-less",
+        "prompt/few-shot",
+    }  # three kept questions, and it shows four
     assert {a.name for a in report.attacks} == set(suite.attacks) - set(run.skipped)
     assert {a.request for a in report.attacks} == {"q1"}
     assert {"rows", "membership", "drift", *suite.attacks} - set(run.skipped) <= set(run.seconds)
@@ -95,8 +98,8 @@ def test_without_holdout_rows_it_says_so(known: Path, adapter: Path) -> None:
 
 
 def test_an_adapter_that_changes_nothing_moves_nothing(known: Path, tmp_path: Path) -> None:
-    model = attach(load_base(known, "fp32").model, rank=4)  # B is 0
-    save(model, tmp_path / "a")
+    base = load_base(known, "fp32")
+    save(attach(base.model, rank=4), tmp_path / "a", base=base.fingerprint.digest)  # B is 0
     suite = Suite(name="mine", version=1, description="d", parts=("rows", "drift", "patching"))
     run = audited(known, tmp_path / "a", suite).suite
     assert run is not None
