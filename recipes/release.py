@@ -39,7 +39,7 @@ from ..registry import (
     states,
 )
 from ..registry.compactions import everything
-from ..serving import Rendered, render, slot_rank
+from ..serving.render import Rendered, render, slot_rank
 from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record

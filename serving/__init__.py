@@ -1,10 +1,23 @@
-"""What an inference server loads.
+"""What an inference server loads, and which of it answers.
 
-Today this package renders: `render` turns a set of adapters into one LoRA folder that vLLM, SGLang, TGI or
-PEFT can load, checked as a server would not check it. Read `render.py`. Loading it into a running server is
-up to the caller for now: the vLLM client, the resolver plugin and the gateway do not exist yet.
+- `routes`: which adapter answers for a channel; the one thing that the gateway asks. Read it first.
+- `server`: what is asked of a server (`vllm` for vLLM).
+- `render`: a composition → one LoRA folder, checked as a server would not check it. Needs torch and is therefore not
+  imported here: `from efface.serving.render import render`.
 """
 
-from .render import VLLM_RANKS, Rendered, RenderError, render, slot_rank
+from .errors import NoRoute, ProbeFailed, ServerError, ServingError
+from .routes import Route, Routes, RoutesView
+from .server import LoraServer, Prompt
 
-__all__ = ["VLLM_RANKS", "RenderError", "Rendered", "render", "slot_rank"]
+__all__ = [
+    "LoraServer",
+    "NoRoute",
+    "ProbeFailed",
+    "Prompt",
+    "Route",
+    "Routes",
+    "RoutesView",
+    "ServerError",
+    "ServingError",
+]
