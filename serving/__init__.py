@@ -4,6 +4,8 @@
 - `server`: what is asked of a server (`vllm` for vLLM).
 - `render`: a composition → one LoRA folder, checked as a server would not check it. Needs torch and is therefore not
   imported here: `from efface.serving.render import render`.
+- `hotswap`: releases on a transformers model in this process; needs torch too.
+- `gateway`: the only way in for users, in front of a server.
 """
 
 from .errors import NoRoute, ProbeFailed, ServerError, ServingError
