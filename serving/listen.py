@@ -1,0 +1,34 @@
+"""How the gateway listens: uvicorn with nothing that it does not need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn
+
+_LARGEST_HEAD = 16 << 10
+
+
+def config(app: Any, host: str = "127.0.0.1", port: int = 0, *, at_once: int = 256) -> uvicorn.Config:
+    """No websockets, no forwarded headers, no access log (paths are the user's), a parser that keeps to the RFC.
+
+    ``at_once``: requests that the application takes; some more may wait here, the rest gets 503.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=2 * at_once + 64,
+        h11_max_incomplete_event_size=_LARGEST_HEAD,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=30,
+    )
