@@ -10,6 +10,7 @@ _NAME = re.compile(
     re.ASCII,
 )
 _CHANNEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+_SAFE = re.compile(r"[A-Za-z0-9._@-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,8 @@ def parse_name(name: str) -> ServedName | None:
 def is_channel(name: str) -> bool:
     """Whether ``name`` could be a channel's (`efface.registry` has the same rule)."""
     return _CHANNEL.fullmatch(name) is not None
+
+
+def is_safe(name: str) -> bool:
+    """Whether ``name`` is letters, digits and ``. _ @ -`` only, and not ``.`` or ``..``: it cannot leave a folder."""
+    return _SAFE.fullmatch(name) is not None and not set(name) <= {"."}

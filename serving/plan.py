@@ -118,17 +118,13 @@ def target(desired: Desired, seen: Observed) -> str | None:
 def plan(desired: Desired, seen: Observed) -> tuple[Action, ...]:
     """The steps that can be taken now, in order; look again after the first of them. Empty: all is as desired."""
     if not seen.alive:
-        return _withdrawn(seen, "the inference server does not answer") if seen.routed else ()
+        return (Withdraw("the inference server does not answer"),) if seen.routed else ()
     if seen.routed is not None and (why := _unservable(seen.routed, desired, seen)) is not None:
         return (Withdraw(why),)
     wanted = target(desired, seen)
     if wanted is not None and (step := _towards(wanted, seen)) is not None:
         return (step,)
     return _cleaned(wanted, seen)
-
-
-def _withdrawn(seen: Observed, reason: str) -> tuple[Action, ...]:
-    return (Withdraw(reason),)
 
 
 def _unservable(name: str, desired: Desired, seen: Observed) -> str | None:

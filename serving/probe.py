@@ -101,7 +101,7 @@ def compare(wanted: ProbeSet, came: Answers, tolerance: float | None = None) -> 
 
 
 def _difference(wanted: Mapping[int, float], came: Mapping[int, float]) -> float:
-    """How far two lists of likeliest tokens are apart at least. A token that one does not name is below its last one."""
+    """How far two lists of likeliest tokens are apart at least; a token that one lacks is below its last one."""
     if not came or not all(math.isfinite(value) and value < 0.001 for value in came.values()):
         return math.inf
     low, high = min(wanted.values()), min(came.values())
