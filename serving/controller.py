@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..registry import RegistryError, durable, timestamp
+from ..registry import RegistryError, timestamp
 from .errors import ProbeFailed, ServerError, ServingError
 from .folders import BadAdapter, Folders, Limits, check
 from .lock import alone

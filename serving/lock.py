@@ -18,12 +18,17 @@ def alone(root: Path, channel: str) -> Generator[None]:
     durable.make_folder(root)
     descriptor = os.open(root / f"{channel}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor, root, channel)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, root: Path, channel: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ServingError(
             f"expected to be the only controller of {channel} in {root}, got another one running; "
             "stop it, or give this server a --root of its own"
         ) from None
-    finally:
-        os.close(descriptor)

@@ -93,8 +93,8 @@ class Source:
                 if found is not None and (found.composition, found.precision) == (digest, precision):
                     return found
         raise ProbeFailed(
-            f"expected canary prompts in the audit of {target.channel}@{target.version}, got none: an older efface made "
-            f"it. Audit the release again: efface audit run --release {target.channel} --model BASE"
+            f"expected canary prompts in the audit of {target.channel}@{target.version}, got none: an older efface "
+            f"made it. Audit the release again: efface audit run --release {target.channel} --model BASE"
         )
 
     def _target(self, release: Release) -> Target:

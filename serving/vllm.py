@@ -15,10 +15,9 @@ from typing import Any
 import httpx
 
 from .errors import ServerError
+from .headers import ADMIN_HEADER
 from .server import Prompt
 
-ADMIN_HEADER = "x-efface-admin"
-"""Carries the admin token to `efface.serving.middleware` inside vLLM."""
 _INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\}\s+(?P<at>\S+)", re.M)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
