@@ -14,6 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from registry_kit import answered, ask, audited, lora, seal, stack
+
+from efface.registry import Registry, Release, activate_release, adapter_folder, create_release
+from efface.serving.probe import ProbeSet
+
+PROMPTS = ((1, 2, 3), (9, 8))
+
 
 @dataclass
 class FakeVllm:
@@ -105,3 +112,18 @@ def running(fake: FakeVllm) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def release(reg: Registry, work: Path, seed: int, *, probed: bool = True, right: bool = True) -> Release:
+    """A release on prod whose rendered adapter has bytes of its own, audited with what `FakeVllm` answers to it."""
+    _, trained = answered(reg, work, seed)
+    composition = stack([trained])
+    made_from = lora(work / f"rendered-{seed}", seed)
+    rendered = seal(reg, made_from, [ask(reg)], kind="rendered", facts={"composition": composition.digest})
+    made = create_release(reg, "prod", composition, rendered=rendered.digest, reason="why", actor="ana")
+    weights = (adapter_folder(reg, rendered.digest) / "adapter_model.safetensors").read_bytes()
+    answers = tuple(said(weights if right else b"other", prompt) for prompt in PROMPTS)
+    canary = ProbeSet(composition.digest, "nf4", PROMPTS, answers).to_json()
+    report = {"canary": canary} if probed else {"figures": 1}
+    evidence = audited(reg, composition, report=json.dumps(report).encode())
+    return activate_release(reg, "prod", made.version, audit=evidence.digest, approved_by="ben")

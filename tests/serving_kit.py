@@ -29,6 +29,7 @@ from efface.registry import (
     adapter_folder,
     compose,
     create_release,
+    get_adapter,
     record_audit,
     seal_adapter,
 )
@@ -45,6 +46,7 @@ class Shop:
     bench: Bench
     work: Path
     adapters: dict[int, str] = field(default_factory=dict)
+    reports: dict[tuple[int, ...], dict[str, Any]] = field(default_factory=dict)
 
     def adapter(self, seed: int, rank: int = 8) -> str:
         """A sealed random adapter."""
@@ -71,26 +73,30 @@ class Shop:
     def release(self, channel: str, *seeds: int, report: Mapping[str, Any] | None = None) -> Release:
         """Render, seal, audit (with canary prompts, unless ``report`` says otherwise) and activate."""
         composition = self.composition(*seeds)
-        folder = self.rendered(*seeds)
-        sealed = seal_adapter(
+        sealed = self.sealed(composition, self.rendered(*seeds))
+        made = create_release(self.reg, channel, composition, rendered=sealed, reason="why", actor="ana")
+        evidence = self.audit(composition, report or self.report(*seeds))
+        return activate_release(self.reg, channel, made.version, audit=evidence, approved_by="ben")
+
+    def report(self, *seeds: int) -> dict[str, Any]:
+        """The canary prompts of a stack, measured once."""
+        if seeds not in self.reports:
+            with self.wearing(*seeds) as model:
+                found = canary(self.bench, model, self.composition(*seeds))
+            self.reports[seeds] = {"canary": found.to_json()}
+        return self.reports[seeds]
+
+    def sealed(self, composition: Composition, folder: Path) -> str:
+        return seal_adapter(
             self.reg,
             folder,
             kind="rendered",
             base=composition.base,
             quantization=composition.quantization,
-            request_ids=[accept(self.reg, ask(self.reg))],
+            request_ids=[get_adapter(self.reg, composition.adapters[0]).requests[0]],
             facts={"composition": composition.digest},
             actor="ana",
-        )
-        made = create_release(
-            self.reg, channel, composition, rendered=sealed.digest, reason="why", actor="ana"
-        )
-        if report is None:
-            with self.wearing(*seeds) as model:
-                report = {"canary": canary(self.bench, model, composition).to_json()}
-        return activate_release(
-            self.reg, channel, made.version, audit=self.audit(composition, report), approved_by="ben"
-        )
+        ).digest
 
     def audit(self, composition: Composition, report: Mapping[str, Any]) -> str:
         return record_audit(
@@ -123,10 +129,11 @@ class Shop:
             return [self._greedy(model, prompt, tokens) for prompt in prompts]
 
     def _greedy(self, model: Any, prompt: Sequence[int], tokens: int) -> str:
-        ids = torch.tensor([list(prompt)])
+        ids, end = torch.tensor([list(prompt)]), self.bench.base.tokenizer.eos_token_id
+        ones = torch.ones_like(ids)
         with torch.inference_mode():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+                ids, attention_mask=ones, max_new_tokens=tokens, do_sample=False, eos_token_id=end
             )
         return str(self.bench.base.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_server_kit import FakeVllm, running, said
-from registry_kit import answered, ask, audited, lora, seal, stack
+from lora_server_kit import PROMPTS, FakeVllm, release, running, said
+from registry_kit import audited, lora
 
-from efface.registry import Registry, Release, activate_release, adapter_folder, create_release
+from efface.registry import Registry, adapter_folder
 from efface.serving import Routes, ServingError
 from efface.serving.controller import Controller, Options
 from efface.serving.folders import BadAdapter, Limits
@@ -19,8 +19,6 @@ from efface.serving.probe import ProbeSet
 from efface.serving.source import Source
 from efface.serving.state import read_state
 from efface.serving.vllm import VllmServer
-
-PROMPTS = ((1, 2, 3), (9, 8))
 
 
 @pytest.fixture
@@ -38,21 +36,6 @@ def server(fake: FakeVllm) -> Iterator[VllmServer]:
 def reg(tmp_path: Path) -> Iterator[Registry]:
     with Registry.open(tmp_path / "registry", create=True) as one:
         yield one
-
-
-def release(reg: Registry, work: Path, seed: int, *, probed: bool = True, right: bool = True) -> Release:
-    """A release on prod whose rendered adapter has bytes of its own, audited with what `FakeVllm` answers to it."""
-    _, trained = answered(reg, work, seed)
-    composition = stack([trained])
-    made_from = lora(work / f"rendered-{seed}", seed)
-    rendered = seal(reg, made_from, [ask(reg)], kind="rendered", facts={"composition": composition.digest})
-    made = create_release(reg, "prod", composition, rendered=rendered.digest, reason="why", actor="ana")
-    weights = (adapter_folder(reg, rendered.digest) / "adapter_model.safetensors").read_bytes()
-    answers = tuple(said(weights if right else b"other", prompt) for prompt in PROMPTS)
-    canary = ProbeSet(composition.digest, "nf4", PROMPTS, answers).to_json()
-    report = {"canary": canary} if probed else {"figures": 1}
-    evidence = audited(reg, composition, report=json.dumps(report).encode())
-    return activate_release(reg, "prod", made.version, audit=evidence.digest, approved_by="ben")
 
 
 def control(reg: Registry, server: VllmServer, root: Path, **changes: Any) -> Controller:
