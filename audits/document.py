@@ -41,6 +41,8 @@ class AuditReport:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     reproduce: tuple[str, ...] = ()
     claim: Literal["suppressed"] = "suppressed"
+    canary: Json | None = None
+    """What whoever serves `after` compares its answers with (`efface.serving.probe`); as it stands in the document."""
 
     def __post_init__(self) -> None:
         labels = Counter(evaluation.label for evaluation in self.evaluations)
@@ -90,6 +92,7 @@ class AuditReport:
             "digests": dict(self.digests),
             "environment": dict(self.environment),
             "reproduce": list(self.reproduce),
+            **({} if self.canary is None else {"canary": self.canary}),
         }
 
 

@@ -26,6 +26,7 @@ from . import (
     recipe,
     release,
     request,
+    serve,
     unlearn,
     vault,
 )
@@ -50,6 +51,7 @@ app.add_typer(attest.app, name="attest")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(vault.app, name="vault")
+app.add_typer(serve.app, name="serve")
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
 app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..audits import AuditReport, Evaluation, Finding, Probe, check
 from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
+from .canary import canary
 from .data import RequestData, from_payload
 from .errors import RequestError
 from .prepare import probes
@@ -89,7 +90,8 @@ def audit_composition(
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
     with wearing(bench, folder) as model:
         after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
-    return report_of(
+        served = canary(bench, model, composition)
+    report = report_of(
         bench,
         before,
         after,
@@ -99,6 +101,7 @@ def audit_composition(
         shredded=shredded,
         note=_rendered_words(composition),
     )
+    return replace(report, canary=served.to_json())
 
 
 def report_of(

@@ -44,6 +44,7 @@ from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
 from .bench import Bench, encode_probes
+from .canary import canary
 from .errors import RequestError
 from .prepare import probes
 from .progress import Progress, Silent
@@ -359,7 +360,8 @@ def _carried(asked: _Asked, bench: Bench, scratch: Path, progress: Progress) -> 
     release, _ = _candidate(asked, scratch, progress)
     note = unmeasured.SAID_BARE if audit is None else unmeasured.SAID_BEFORE
     if audit is None:
-        audit = unmeasured.record_bare(registry, composition, environment(bench), asked.actor)
+        answers = canary(bench, bench.base.model, composition).to_json()
+        audit = unmeasured.record_bare(registry, composition, environment(bench), asked.actor, answers)
     return Released(_let_through(asked, release, audit), None, audit, note)
 
 

