@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import uvicorn
+
+from .errors import ServingError
 
 _LARGEST_HEAD = 16 << 10
 
@@ -32,3 +35,15 @@ def config(app: Any, host: str = "127.0.0.1", port: int = 0, *, at_once: int = 2
         timeout_keep_alive=5,
         timeout_graceful_shutdown=30,
     )
+
+
+def serve(app: Any, host: str, port: int, *, at_once: int = 256) -> None:
+    """Listen until SIGINT or SIGTERM; answers that have begun are finished. Raises `ServingError` for a taken port."""
+    try:
+        holder = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ServingError(
+            f"expected to listen on {host} port {port}, got {error.strerror}; choose another --listen"
+        ) from None
+    with holder:
+        uvicorn.Server(config(app, host, port, at_once=at_once)).run(sockets=[holder])
