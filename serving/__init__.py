@@ -1,11 +1,13 @@
 """What an inference server loads, and which of it answers.
 
-- `routes`: which adapter answers for a channel; the one thing that the gateway asks. Read it first.
-- `server`: what is asked of a server (`vllm` for vLLM).
-- `render`: a composition → one LoRA folder, checked as a server would not check it. Needs torch and is therefore not
-  imported here: `from efface.serving.render import render`.
-- `hotswap`: releases on a transformers model in this process; needs torch too.
-- `gateway`: the only way in for users, in front of a server.
+Reading order: `routes` (which adapter answers for a channel; all that a gateway asks), `plan` (what a controller does
+next, as a pure function), `controller` (which does it), `probe` (what an adapter must answer before it is routed to),
+`folders` (what is checked before a server sees it), `server` and `vllm` (what is asked of one); `gateway`: the only way
+in for users, in front of a server.
+
+Inside the server: `vllm_plugin` and `middleware`, which go by `inside` and `rules`. With torch, and therefore not
+imported here: `render` makes a composition one LoRA folder, `hotswap` puts releases on a transformers model in this
+process (``from efface.serving.render import render``).
 """
 
 from .errors import NoRoute, ProbeFailed, ServerError, ServingError

@@ -112,11 +112,14 @@ class Source:
 
     def _render(self, composition: Composition, folder: Path) -> None:
         """A live composition as one LoRA: the same function (`efface.registry.renders`). Needs torch."""
-        from ..adapters import Part
+        from ..adapters import AdapterError, Part
         from .render import render
 
         parts = [Part(adapter_folder(self.registry, one.adapter), one.weight) for one in composition.parts]
-        made = render(parts, folder / "rendered", how="cat").path
+        try:
+            made = render(parts, folder / "rendered", how="cat").path
+        except AdapterError as error:
+            raise BadAdapter(f"a live release that cannot be rendered: {error}") from error
         for file in sorted(made.iterdir()):
             file.rename(folder / file.name)
         made.rmdir()

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from .errors import ServerError
+from .errors import ServerError, ServingError
 from .headers import ADMIN_HEADER
 from .server import Prompt
 
@@ -31,13 +31,8 @@ class VllmServer:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         if admin_token:
             headers[ADMIN_HEADER] = admin_token
-        try:
-            # No proxies from the environment: prompts and admin calls go to this server and nowhere else.
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
-        except (httpx.InvalidURL, ValueError):
-            raise ServerError(
-                "expected a URL such as http://127.0.0.1:8000, got another; correct --url"
-            ) from None
+        # No proxies from the environment: prompts and admin calls go to this server and nowhere else.
+        self._http = httpx.Client(base_url=_base(url), headers=headers, timeout=timeout, trust_env=False)
         self.url = url
 
     def __enter__(self) -> VllmServer:
@@ -125,6 +120,16 @@ class VllmServer:
                 f"expected {path} to work, got {answer.status_code}{_said(answer)}", answer.status_code
             )
         return answer
+
+
+def _base(url: str) -> httpx.URL:
+    try:
+        found = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        found = httpx.URL("")
+    if found.scheme not in ("http", "https") or not found.host:
+        raise ServingError("expected a URL such as http://127.0.0.1:8000, got another text; correct --url")
+    return found
 
 
 def running(metrics: str) -> frozenset[str]:

@@ -161,7 +161,7 @@ def ask(url: str, body: Any, path: str = "/v1/completions", **more: Any) -> http
 
 def test_the_base_cannot_be_asked_past_the_middleware(shop: Shop, vllm: Vllm, server: VllmServer) -> None:
     server.load("prod@9", shop.rendered(1))
-    for model in ("base", None, "", 7, ["prod@9"], {"x": 1}, "Base", "base ", str(vllm.model), "prod"):
+    for model in ("base", None, "", 7, ["prod@9"], {"x": 1}, "Base", "base ", str(vllm.model), "other"):
         assert ask(vllm.url, {"model": model, "prompt": "x"}).status_code == 404, model
     assert ask(vllm.url, {"prompt": "x"}).status_code == 404
     for path in (

@@ -34,6 +34,7 @@ WITH_A_MODEL = {
     "audit run",
     "request lengths",
     "model fetch",
+    "serve vllm",
 }
 """Their output is held to the schema where they run: tests/integration/test_cli*.py."""
 DESCRIBED_ELSEWHERE: set[str] = set()
