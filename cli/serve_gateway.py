@@ -76,6 +76,7 @@ def gateway(
     api_key: ApiKeyOption = None,
     admin_token: AdminTokenOption = None,
     registry: RegistryOption = DEFAULT_REGISTRY,
+    format: FormatOption = Format.text,
 ) -> None:
     """Answer the OpenAI API by verified releases only: the one thing that users of the server can reach.
 
@@ -113,6 +114,7 @@ def gateway(
     _log_to_stderr()
     with feed:
         serve(Gateway(settings, routes, server, file), host, port, at_once=at_once)
+    emit({"listen": listen, "models": publics}, format, "stopped")
 
 
 def key(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cli_kit import checked, efface
 from gateway_kit import Recorder, hello, listening, route
 from lora_server_kit import FakeVllm, release, running
 from vllm_kit import free_port
@@ -59,6 +60,16 @@ def keys(tmp_path: Path) -> tuple[Path, str]:
     command = [sys.executable, "-m", "efface.cli", "serve", "key", "team-a", "--keys", str(file)]
     done = subprocess.run([*command, "--channel", "prod"], capture_output=True, text=True, check=True)
     return file, done.stdout.strip()
+
+
+def test_keys_are_made_once_and_revoked(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    made = checked(None, "serve", "key", "ops", "--keys", file, "--channel", "prod", "--metrics")
+    assert (made["id"], made["metrics"]) == ("ops", True)
+    assert made["key"] not in file.read_text()
+    assert efface("serve", "key", "ops", "--keys", file, "--channel", "next").code == 2
+    assert efface("serve", "revoke", "nobody", "--keys", file).code == 2
+    assert checked(None, "serve", "revoke", "ops", "--keys", file) == {"id": "ops", "left": []}
 
 
 def test_a_gateway_follows_the_state_file(tmp_path: Path, keys: tuple[Path, str]) -> None:
@@ -123,8 +134,6 @@ BAD = {
 def test_what_is_wrong_is_said_before_anything_listens(
     keys: tuple[Path, str], tmp_path: Path, what: str
 ) -> None:
-    from cli_kit import efface
-
     more, message = BAD[what]
     start = ["serve", "gateway", "--upstream", "http://127.0.0.1:1", "--channel", "prod=support"]
     ran = efface(*start, "--keys", str(keys[0]), "--state", str(tmp_path), *more)
