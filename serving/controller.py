@@ -11,15 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..registry import RegistryError, timestamp
-from .errors import ProbeFailed, ServerError, ServingError
-from .folders import BadAdapter, Folders, Limits, check
+from ..registry import NotFound, RegistryError, timestamp
+from .errors import ServerError, ServingError
+from .folders import Folders, check
 from .lock import alone
-from .names import parse_name
 from .plan import (
     Action,
     Delete,
@@ -27,7 +26,6 @@ from .plan import (
     Drain,
     Load,
     Materialise,
-    Observed,
     Probe,
     Publish,
     Unload,
@@ -39,26 +37,9 @@ from .routes import Route, Routes
 from .server import LoraServer
 from .source import Source, Target
 from .state import ChannelState, follow, read_state, write_state
+from .view import Options, View
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a controller works. Seconds, but for ``patience`` and ``tries``.
-
-    ``root``: where folders and the state file are; ``root_at_server``: the same folder as the server sees it.
-    ``grace``: how long a name that was routed to is kept at least: longer than gateways take to follow the state file.
-    ``patience``: how many health checks in a row must fail before a server counts as dead; ``tries``: how often a load
-    or a probe that the server fails is tried.
-    """
-
-    root: Path
-    root_at_server: Path | None = None
-    grace: float = 5.0
-    interval: float = 0.5
-    patience: int = 3
-    tries: int = 3
-    tolerance: float | None = None
-    limits: Limits = field(default_factory=Limits)
+__all__ = ["Controller", "Options"]
 
 
 class Controller:
@@ -79,13 +60,10 @@ class Controller:
     ) -> None:
         self._source, self._server, self._options = source, server, options
         self._routes = routes or Routes()
-        self._in_use = in_use or self._leased
         self._told = told
         self._folders = Folders(options.root, source.channel)
-        self._probed: set[str] = set()
-        self._unused_since: dict[str, float] = {}
+        self._view = View(server, self._folders, options, in_use or self._leased)
         self._failures: dict[str, int] = {}
-        self._missed = 0
         # What was rejected in an earlier life is tried again: whoever starts a controller wants that.
         self.state = replace(read_state(options.root, source.channel), rejected={})
 
@@ -95,7 +73,7 @@ class Controller:
         A step that fails has no other effect than what `state` says of it. Raises what the registry raises.
         """
         target = self._source.active()
-        seen = self._observed()
+        seen = self._view.observed(self.state)
         if seen is None:
             return None
         steps = plan(Desired(target.name if target else None, "the channel has no active release"), seen)
@@ -109,7 +87,7 @@ class Controller:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             action = self.step()
-            if action is None and self._missed == 0:
+            if action is None and self._view.missed == 0:
                 return True
             if action is None or isinstance(action, Drain):
                 time.sleep(min(self._options.interval, 0.2))
@@ -137,70 +115,16 @@ class Controller:
             self._folders.sweep()
             yield self
 
-    def _observed(self) -> Observed | None:
-        """What is there; None while a server that does not answer may still be alive."""
-        state, loaded = self.state, self._loaded()
-        routed = None if state.route is None else state.route.name
-        if loaded is None:
-            return Observed(alive=False, routed=routed) if self._missed >= self._options.patience else None
-        ours = frozenset(name for name, path in loaded.items() if self._is_ours(name, path))
-        foreign = frozenset(name for name in loaded if self._is_of_channel(name)) - ours
-        folders = self._folders.names()
-        self._probed &= ours
-        return Observed(
-            alive=True,
-            loaded=ours,
-            foreign=foreign,
-            folders=folders,
-            routed=routed,
-            last=None if state.last is None else state.last.name,
-            probed=frozenset(self._probed),
-            rejected=state.rejected,
-            busy=frozenset(name for name in ours | foreign | folders if name != routed and self._busy(name)),
-        )
-
-    def _loaded(self) -> dict[str, Path | None] | None:
-        """What the server has; None when it does not say, which is counted."""
-        try:
-            if not self._server.alive():
-                raise ServerError("no health")
-            found = dict(self._server.loaded())
-        except ServerError:
-            self._missed += 1
-            if self._missed >= self._options.patience:
-                self._probed.clear()
-            return None
-        self._missed = 0
-        return found
-
     def _leased(self, name: str) -> bool:
         return self._routes.in_flight(name) > 0
-
-    def _is_of_channel(self, name: str) -> bool:
-        found = parse_name(name)
-        return found is not None and found.channel == self._source.channel
-
-    def _is_ours(self, name: str, path: Path | None) -> bool:
-        return self._is_of_channel(name) and path in (None, self._at_server(name))
-
-    def _at_server(self, name: str) -> Path:
-        path = self._folders.path(name)
-        there = self._options.root_at_server
-        return path.absolute() if there is None else there / path.relative_to(self._options.root)
-
-    def _busy(self, name: str) -> bool:
-        """Whether somebody may still use ``name``: within the grace, by a lease here, or by what the server says."""
-        since = self._unused_since.setdefault(name, time.monotonic())
-        young = time.monotonic() - since < self._options.grace and name not in self.state.rejected
-        return young or self._in_use(name) or self._server.busy(name)
 
     def _try(self, action: Action) -> None:
         try:
             self._do(action)
-        except (BadAdapter, ProbeFailed) as error:
-            self._reject(action, str(error))
         except ServerError as error:
             self._failed(action, str(error))
+        except (ServingError, NotFound) as error:
+            self._reject(action, str(error))
 
     def _do(self, action: Action) -> None:
         match action:
@@ -211,8 +135,8 @@ class Controller:
                     self._check(target, folder)
             case Load(name):
                 self._check(self._source.named(name), self._folders.path(name))
-                self._server.load(name, self._at_server(name))
-                self._unused_since[name] = time.monotonic()
+                self._server.load(name, self._view.path(name))
+                self._view.used(name)
             case Probe(name):
                 self._probe(name)
             case Publish(name):
@@ -235,7 +159,7 @@ class Controller:
         off = probe(
             self._server, name, self._source.probes(self._source.named(name)), self._options.tolerance
         )
-        self._probed.add(name)
+        self._view.probed.add(name)
         self._told(f"{name}: probed, log-probabilities within {off:.2g}")
         if self.state.route is not None and self.state.route.name == name:
             self._save(replace(self.state, route=replace(self.state.route, probed_at=_now())))
@@ -248,7 +172,7 @@ class Controller:
         self._save(replace(self.state, route=route, last=route, reason=""))
         self._failures.pop(target.name, None)
         if old is not None:
-            self._unused_since[old.name] = time.monotonic()
+            self._view.used(old.name)
         self._told(f"{target.name}: serves {target.channel} now")
 
     def _failed(self, action: Action, why: str) -> None:
@@ -266,7 +190,7 @@ class Controller:
 
     def _reject(self, action: Action, why: str) -> None:
         name = getattr(action, "name", "")
-        self._probed.discard(name)
+        self._view.probed.discard(name)
         self._save(self.state.reject(name, why))
         self._told(f"{name}: rejected: {why}")
 
