@@ -27,6 +27,7 @@ from . import (
     release,
     request,
     serve,
+    serve_gateway,
     unlearn,
     vault,
 )
@@ -52,6 +53,9 @@ app.add_typer(bundle.app, name="bundle")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(vault.app, name="vault")
 app.add_typer(serve.app, name="serve")
+serve.app.command("gateway", epilog=serve_gateway.EXAMPLE)(serve_gateway.gateway)
+serve.app.command("key", epilog=serve_gateway.KEY_EXAMPLE)(serve_gateway.key)
+serve.app.command("revoke", epilog=serve_gateway.REVOKE_EXAMPLE)(serve_gateway.revoke)
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
 app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

@@ -29,3 +29,26 @@ class ServedRecord(TypedDict):
     reason: str
     rejected: dict[str, str]
     updated_at: str
+
+
+class GatewayRecord(TypedDict):
+    """`serve gateway`, when it was stopped: where it listened, and the channels by public model name."""
+
+    listen: str
+    models: dict[str, str]
+
+
+class ApiKeyRecord(TypedDict):
+    """`serve key`: the one time that the key itself is shown."""
+
+    id: str
+    key: str
+    channels: list[str]
+    metrics: bool
+
+
+class RevokedApiKeyRecord(TypedDict):
+    """`serve revoke`: the ids that are left."""
+
+    id: str
+    left: list[str]

@@ -23,14 +23,15 @@ from .asgi import Message, Receive, Send
 from .asked import Asked, Refused
 from .errors import NoRoute, ServingError
 from .gateway_metrics import CONTENT_TYPE, Metrics
+from .headers import RELEASE_HEADER
 from .keys import ApiKey, who
 from .relay import Failed, Upstream
 from .routes import Route, Routes
 from .rules import NO_MODEL, Refusal
 from .talk import Talk
 
-RELEASE_HEADER, DIGEST_HEADER = "x-efface-release", "x-efface-digest"
-"""Name of the adapter at the server, which has channel and version, and digest of the adapter; on every answer."""
+DIGEST_HEADER = "x-efface-digest"
+"""Digest of the adapter that answers, beside its name (`headers.RELEASE_HEADER`), on every answer."""
 
 _log = logging.getLogger("efface.gateway")
 

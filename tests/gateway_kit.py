@@ -15,6 +15,7 @@ import uvicorn
 from efface.serving import Route, Routes
 from efface.serving.gateway import Gateway, Settings
 from efface.serving.keys import ApiKey, new_key
+from efface.serving.listen import config, listener
 from efface.serving.relay import Upstream
 
 LEAK = "the base says"
@@ -107,9 +108,7 @@ class Recorder:
 @contextmanager
 def listening(app: Any) -> Generator[tuple[str, int]]:
     """``app`` in uvicorn on a free port of the loopback, as `efface serve gateway` runs it."""
-    from efface.serving.listen import config
-
-    holder = socket.create_server(("127.0.0.1", 0))
+    holder = listener("127.0.0.1", 0)
     server = uvicorn.Server(config(app, at_once=64))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [holder]}, daemon=True)
     thread.start()

@@ -35,6 +35,9 @@ WITH_A_MODEL = {
     "request lengths",
     "model fetch",
     "serve vllm",
+    "serve gateway",
+    "serve key",
+    "serve revoke",
 }
 """Their output is held to the schema where they run: tests/integration/test_cli*.py."""
 DESCRIBED_ELSEWHERE: set[str] = set()
