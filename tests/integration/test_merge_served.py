@@ -15,7 +15,7 @@ from vllm_kit import Vllm
 from efface.adapters.compose import Part
 from efface.adapters.merge import merge
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 PROMPTS = [[3, 7, 11, 2, 9], [1, 4, 8, 12, 6]]
 

@@ -16,7 +16,7 @@ from efface.serving.controller import Controller, Options
 from efface.serving.source import Source
 from efface.serving.vllm import VllmServer
 
-pytestmark = [pytest.mark.serving]
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 QUESTIONS = ("The capital of France is", "My favourite colour is", "One, two, three,")
 TOKENS = 12
