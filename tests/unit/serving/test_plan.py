@@ -81,6 +81,13 @@ def test_a_route_is_withdrawn_only_where_nothing_answers_for_it(desired: Desired
 
 
 @given(wishes, observations)
+def test_a_route_to_what_the_server_has_not_is_withdrawn_first(desired: Desired, seen: Observed) -> None:
+    """A gateway must say 503 from the first look after a restart, not only once the adapter is probed again."""
+    if seen.alive and seen.routed is not None and seen.routed not in seen.loaded:
+        assert [type(action) for action in plan(desired, seen)] == [Withdraw]
+
+
+@given(wishes, observations)
 def test_nothing_is_done_to_a_dead_server(desired: Desired, seen: Observed) -> None:
     dead = replace(seen, alive=False)
     assert all(isinstance(action, Withdraw) for action in plan(desired, dead))
