@@ -7,8 +7,8 @@ every linear layer (9.8 MB), one torch thread.
 
 inprocess   `HotSwap.put` of one release over another, without a probe, and PEFT's own `hotswap_adapter` of the same
             folders in the same run, in turns.
-memory      resident memory over 1,000 puts: a random model of SmolLM2's widths with four layers, adapters of rank 64
-            (9.8 MB too).
+memory      resident memory over 1,000 puts: a random model of SmolLM2's widths with four layers, adapters of rank 8
+            (1.2 MB each).
 gateway     one client, one connection, in turns: a small ASGI server that answers at once (uvicorn, a process of its
             own), and the same through `efface serve gateway` (another process).
 vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON): from the activation of a rendered
@@ -86,20 +86,24 @@ def inprocess(work: Path) -> list[str]:
     )
     ours.put("prod", adapters[0])
     hotswap_adapter(theirs, str(adapters[1]), "default")
-    times: dict[str, list[float]] = {"put": [], "waiting": [], "peft": []}
+    times: dict[str, list[float]] = {"put": [], "waiting": [], "peft": [], "put cpu": [], "peft cpu": []}
     for turn in range(SWAPS):
         adapter = adapters[turn % 2]
-        at = time.perf_counter()
+        at, cpu = time.perf_counter(), time.process_time()
         swapped = ours.put("prod", adapter)
         times["put"].append(time.perf_counter() - at)
+        times["put cpu"].append(time.process_time() - cpu)
         times["waiting"].append(swapped.swap_s)
-        at = time.perf_counter()
+        at, cpu = time.perf_counter(), time.process_time()
         hotswap_adapter(theirs, str(adapter), "default")
         times["peft"].append(time.perf_counter() - at)
+        times["peft cpu"].append(time.process_time() - cpu)
     return [
         row("swap in process, verified, ms (target ≤ 60)", times["put"], 1e3),
         row("of it, requests wait, ms", times["waiting"], 1e3),
         row("PEFT's hotswap_adapter, same folders, ms", times["peft"], 1e3),
+        row("CPU time of a swap, ms", times["put cpu"], 1e3),
+        row("CPU time of PEFT's, ms", times["peft cpu"], 1e3),
     ]
 
 
@@ -120,7 +124,7 @@ def memory(work: Path) -> list[str]:
         tie_word_embeddings=True,
     )
     config.save_pretrained(work)
-    adapters = [_random_lora(work, work / f"s{seed}", seed, 64) for seed in (0, 1)]
+    adapters = [_random_lora(work, work / f"s{seed}", seed, 8) for seed in (0, 1)]
     swap, ids = HotSwap(LlamaForCausalLM(config)), torch.tensor([[1, 2, 3]])
     resident = list[float]()
     for turn in range(PUTS + 1):
