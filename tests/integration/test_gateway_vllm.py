@@ -24,7 +24,7 @@ from efface.serving.relay import Upstream
 from efface.serving.source import Source
 from efface.serving.vllm import VllmServer
 
-pytestmark = [pytest.mark.serving]
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 QUESTION = "The capital of France is"
 
 

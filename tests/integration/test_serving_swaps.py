@@ -26,7 +26,7 @@ from efface.serving.source import Source
 from efface.serving.state import read_state
 from efface.serving.vllm import VllmServer
 
-pytestmark = [pytest.mark.serving]
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 TOKENS = 3
 QUESTIONS = ("The capital of France is", "My favourite colour is")

@@ -16,7 +16,7 @@ from efface.serving.controller import Controller, Options
 from efface.serving.source import Source
 from efface.serving.vllm import VllmServer
 
-pytestmark = [pytest.mark.serving]
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 QUESTIONS = ("The capital of France is", "My favourite colour is", "One, two, three,")
 TOKENS = 12
@@ -106,17 +106,17 @@ def test_a_release_is_loaded_probed_routed_and_the_old_one_unloaded(
     shop: Shop, vllm: Vllm, server: VllmServer, tmp_path: Path
 ) -> None:
     prompt = shop.ids(QUESTIONS[0])
-    shop.release("prod", 1)
+    versions = [shop.release("prod", 1).version]
     controller = control(shop, server, tmp_path, "prod")
     with controller.owned():
         assert controller.settle(60)
         first = controller.state.route
-        shop.release("prod", 1, 2)
+        versions.append(shop.release("prod", 1, 2).version)
         assert controller.settle(60)
         second = controller.state.route
     assert first is not None
     assert second is not None
-    assert (first.version, second.version) == (1, 2)
+    assert [first.version, second.version] == versions
     assert dict(server.loaded()) == {second.name: tmp_path / "prod" / second.name}
     assert [entry.name for entry in (tmp_path / "prod").iterdir()] == [second.name]
     assert text(vllm.url, second.name, prompt, admin=False) == shop.answers([prompt], TOKENS, 1, 2)[0]

@@ -38,7 +38,7 @@ def reg(tmp_path: Path) -> Iterator[Registry]:
         yield one
 
 
-def control(reg: Registry, server: VllmServer, root: Path, **changes: Any) -> Controller:
+def control(reg: Registry, server: Any, root: Path, **changes: Any) -> Controller:
     options = replace(Options(root, grace=0, interval=0.01), **changes)
     return Controller(Source(reg, "prod"), server, options)
 
@@ -329,3 +329,79 @@ def test_a_name_is_never_a_path(reg: Registry, server: VllmServer, tmp_path: Pat
     for name in ("../prod@1", "prod@1/../..", "/etc", "other@1", "prod@1\n", ".", "..", "", "prod"):
         with pytest.raises(BadAdapter):
             folders.path(name)
+
+
+class Killed(BaseException):
+    """The process of the controller ends here."""
+
+
+class Dying:
+    """A `LoraServer` whose caller is killed right after the call with this number."""
+
+    def __init__(self, server: VllmServer, calls: int) -> None:
+        self._server, self._left = server, calls
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            answer = getattr(self._server, name)(*arguments)
+            self._left -= 1
+            if not self._left:
+                raise Killed
+            return answer
+
+        return call
+
+
+def test_killed_after_any_call_to_the_server_it_goes_on(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """What followers read is at the server at every such moment, and the next controller ends where this one would."""
+    root = tmp_path / "root"
+    release(reg, tmp_path, 1)
+    assert control(reg, server, root).settle(5)
+    for calls in range(1, 100):
+        made = release(reg, tmp_path, calls + 1)
+        try:
+            with control(reg, Dying(server, calls), root).owned() as controller:
+                controller.settle(5)
+        except Killed:
+            route = read_state(root, "prod").route
+            assert route is not None
+            assert route.name in fake.names
+            with control(reg, server, root).owned() as again:
+                assert again.settle(5)
+            assert served(fake) == {made.version}
+            assert len(list((root / "prod").iterdir())) == 1
+        else:
+            assert calls > 20  # there were that many moments to die at
+            return
+    pytest.fail("it never got through")
+
+
+def test_what_a_crash_left_is_swept_and_never_loaded(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    leftovers = [root / "prod" / ".tmp-0123", root / "prod" / "prod@x", root / "prod" / "other@1"]
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+    release(reg, tmp_path, 1)
+    with control(reg, server, root).owned() as controller:
+        assert controller.settle(5)
+    assert not leftovers[0].exists()
+    assert all(folder.exists() for folder in leftovers[1:])  # not ours to remove
+    assert served(fake) == {1}
+
+
+def test_the_server_is_told_the_path_that_it_sees(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    there = tmp_path / "mounted"
+    (tmp_path / "root").mkdir()
+    there.symlink_to(tmp_path / "root")
+    release(reg, tmp_path, 1)
+    controller = control(reg, server, tmp_path / "root", root_at_server=there)
+    assert controller.settle(5)
+    ((name, path),) = fake.names.items()
+    assert path == str(there / "prod" / name)
+    assert controller.step() is None  # it knows its own folder again
