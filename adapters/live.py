@@ -30,6 +30,8 @@ from .tensors import digest_chunks, safetensors_chunks
 _WRAP, _NONE = "efface-wrap", "efface-none"
 Sizes = Mapping[str, tuple[int, int]]
 """(in_features, out_features) of each linear layer of a bare base, by its name."""
+Layers = Mapping[str, nn.Module]
+"""Every module of a base by its name there, wrapped or not: `layers_of`, which takes too long to ask at each swap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,7 @@ def layer_sizes(model: PreTrainedModel) -> Sizes:
     }
 
 
-def read_aside(
-    path: Path, model: PreTrainedModel | PeftModel, sizes: Sizes, *, digest: str | None, base: str | None
-) -> Aside:
+def read_aside(path: Path, layers: Layers, sizes: Sizes, *, digest: str | None, base: str | None) -> Aside:
     """Check the LoRA folder at ``path`` and build its layers beside the model, which is not touched.
 
     ``digest``: of the folder (`AdapterFolder.digest`), None to take what is there. ``base``: fingerprint digest of the
@@ -68,7 +68,6 @@ def read_aside(
     _require_base(folder, base)
     _require_sizes(folder, sizes)
     tensors = _tensors(folder)
-    layers = layers_of(model)
     built = {
         name: (
             _linear(tensors[a_key(name)], layers[name]),
@@ -85,9 +84,8 @@ def layers_of(model: PreTrainedModel | PeftModel) -> dict[str, nn.Module]:
     return dict(inner.named_modules())
 
 
-def wrap(model: PreTrainedModel | PeftModel, names: Sequence[str]) -> PeftModel:
+def wrap(model: PreTrainedModel | PeftModel, layers: Layers, names: Sequence[str]) -> PeftModel:
     """Give each layer of ``names`` a place for adapters, none in it: the model computes what it did, bit for bit."""
-    layers = layers_of(model)
     new = [name for name in names if not isinstance(layers[name], LoraLayer)]
     if isinstance(model, PeftModel) and not new:
         return model
@@ -97,59 +95,56 @@ def wrap(model: PreTrainedModel | PeftModel, names: Sequence[str]) -> PeftModel:
             model.add_adapter(_WRAP, config)
         else:
             model = PeftModel(model, config, adapter_name=_WRAP)
-            turn_on(model, None)
-    take_out(model, _WRAP)
+            turn_on(model, layers_of(model), None)
+    take_out(model, layers_of(model), _WRAP)
     model.eval()
     return model
 
 
-def put_in(model: PeftModel, key: str, aside: Aside) -> None:
+def put_in(model: PeftModel, layers: Layers, key: str, aside: Aside) -> None:
     """Put ``aside`` into its layers (which `wrap` has made ready) under ``key``, a new one; it is not active yet.
 
     Whole or not at all: whatever stops it half-way, nothing of ``key`` is left.
     """
-    layers: Mapping[str, Any] = layers_of(model)
     try:
         model.peft_config[key] = peft_config(aside.folder)
         for name, (a, b) in aside.layers.items():
             _fill(layers[name], key, a, b, aside.folder, name)
     except BaseException:
-        take_out(model, key)
+        take_out(model, layers, key)
         raise
 
 
-def take_out(model: PeftModel, key: str) -> None:
-    """Remove ``key`` from every layer, and its config; its memory is free when nobody runs it any more."""
-    empty(model, key)
-    model.peft_config.pop(key, None)
+def take_out(model: PeftModel, layers: Layers, key: str) -> None:
+    """Remove ``key`` from every layer, and its config; its memory is free when nobody runs it any more.
 
-
-def empty(model: PeftModel, key: str) -> None:
-    """Remove ``key`` from every layer. PEFT's own deletion would switch another adapter on."""
-    for layer in lora_layers(model):
+    PEFT's own deletion would switch another adapter on.
+    """
+    for layer in lora_layers(layers):
         for place in (*layer.adapter_layer_names, *layer.other_param_names):
             held: Any = getattr(layer, place)
             if key in held:
                 del held[key]
+    model.peft_config.pop(key, None)
 
 
-def turn_on(model: PeftModel, key: str | None) -> None:
+def turn_on(model: PeftModel, layers: Layers, key: str | None) -> None:
     """Let ``key`` alone answer; None: nothing but the base, until somebody turns another on."""
     tuner: Any = model.base_model
     if key is None:
         model.peft_config.setdefault(_NONE, LoraConfig(r=1, task_type="CAUSAL_LM", inference_mode=True))
     name = key or _NONE
     model.active_adapter = name
-    for layer in lora_layers(model):
+    for layer in lora_layers(layers):
         layer.set_adapter(name, inference_mode=True)
     tuner.active_adapter = name
     if key is not None:
         model.peft_config.pop(_NONE, None)
 
 
-def lora_layers(model: PeftModel) -> list[Any]:
-    """The layers with a place for adapters."""
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+def lora_layers(layers: Layers) -> list[Any]:
+    """Those with a place for adapters."""
+    return [layer for layer in layers.values() if isinstance(layer, LoraLayer)]
 
 
 def peft_config(folder: AdapterFolder) -> LoraConfig:
@@ -170,9 +165,16 @@ def _fill(layer: Any, key: str, a: nn.Linear, b: nn.Linear, folder: AdapterFolde
 def _linear(value: Tensor, layer: nn.Module) -> nn.Linear:
     """float32 whatever the file and the base hold, as PEFT loads adapters; no random draw."""
     base: Any = layer.base_layer if isinstance(layer, LoraLayer) else layer
-    made = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta")
+    made = _Given(value.shape[1], value.shape[0], bias=False, device="meta")
     made.weight = nn.Parameter(value.to(base.weight.device, torch.float32), requires_grad=False)
     return made.eval()
+
+
+class _Given(nn.Linear):
+    """A linear layer whose weight comes next: drawing one takes most of a swap's time."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
 
 
 def _tensors(folder: AdapterFolder) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """What serving costs: swaps in process, the gateway, and a release on its way to the first token.
 
-    python benchmarks/serving.py [--parts inprocess,gateway,vllm] [--write]
+    python benchmarks/serving.py [--parts inprocess,memory,gateway,vllm] [--write]
 
 Prints a table; with --write also benchmarks/results/serving-cpu.md. SmolLM2-135M in float32, random LoRA of rank 8 on
 every linear layer (9.8 MB), one torch thread.
 
 inprocess   `HotSwap.put` of one release over another, without a probe, and PEFT's own `hotswap_adapter` of the same
-            folders in the same run, in turns; then the resident memory over 1,000 puts (on rank 1, for time's sake).
+            folders in the same run, in turns.
+memory      resident memory over 1,000 puts: a random model of SmolLM2's widths with four layers, adapters of rank 8
+            (1.2 MB each).
 gateway     one client, one connection, in turns: a small ASGI server that answers at once (uvicorn, a process of its
             own), and the same through `efface serve gateway` (another process).
 vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON): from the activation of a rendered
@@ -44,14 +46,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default="inprocess,gateway,vllm")
+    parser.add_argument("--parts", default="inprocess,memory,gateway,vllm")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.upstream:
         _upstream(asked.upstream)
         return
-    parts: dict[str, Callable[[Path], list[str]]] = {"inprocess": inprocess, "gateway": gateway, "vllm": vllm}
+    parts: dict[str, Callable[[Path], list[str]]] = {
+        "inprocess": inprocess,
+        "memory": memory,
+        "gateway": gateway,
+        "vllm": vllm,
+    }
     load, lines = os.getloadavg()[0], list[str]()
     with tempfile.TemporaryDirectory(prefix="efface-serving-") as work:
         for name in asked.parts.split(","):
@@ -79,28 +86,57 @@ def inprocess(work: Path) -> list[str]:
     )
     ours.put("prod", adapters[0])
     hotswap_adapter(theirs, str(adapters[1]), "default")
-    times: dict[str, list[float]] = {"put": [], "waiting": [], "peft": []}
+    times: dict[str, list[float]] = {"put": [], "waiting": [], "peft": [], "put cpu": [], "peft cpu": []}
     for turn in range(SWAPS):
         adapter = adapters[turn % 2]
-        at = time.perf_counter()
+        at, cpu = time.perf_counter(), time.process_time()
         swapped = ours.put("prod", adapter)
         times["put"].append(time.perf_counter() - at)
+        times["put cpu"].append(time.process_time() - cpu)
         times["waiting"].append(swapped.swap_s)
-        at = time.perf_counter()
+        at, cpu = time.perf_counter(), time.process_time()
         hotswap_adapter(theirs, str(adapter), "default")
         times["peft"].append(time.perf_counter() - at)
-    small = [_random_lora(base, work / f"s{seed}", seed, 1) for seed in (0, 1)]
-    resident = [_resident()]
-    for turn in range(PUTS):
-        ours.put("prod", small[turn % 2])
-        if turn % 100 == 99:
-            resident.append(_resident())
-    held = ", ".join(f"{one:.0f}" for one in resident)
+        times["peft cpu"].append(time.process_time() - cpu)
     return [
         row("swap in process, verified, ms (target ≤ 60)", times["put"], 1e3),
         row("of it, requests wait, ms", times["waiting"], 1e3),
         row("PEFT's hotswap_adapter, same folders, ms", times["peft"], 1e3),
-        f"| resident memory over {PUTS:,} swaps, MiB, before and after each 100 | {held} | 11 |",
+        row("CPU time of a swap, ms", times["put cpu"], 1e3),
+        row("CPU time of PEFT's, ms", times["peft cpu"], 1e3),
+    ]
+
+
+def memory(work: Path) -> list[str]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from efface.serving.hotswap import HotSwap
+
+    torch.set_num_threads(1)
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=4,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    config.save_pretrained(work)
+    adapters = [_random_lora(work, work / f"s{seed}", seed, 8) for seed in (0, 1)]
+    swap, ids = HotSwap(LlamaForCausalLM(config)), torch.tensor([[1, 2, 3]])
+    resident = list[float]()
+    for turn in range(PUTS + 1):
+        swap.put("prod", adapters[turn % 2])
+        if turn % 100 == 0:
+            with swap.use("prod") as model, torch.inference_mode():
+                model(input_ids=ids)
+            resident.append(_resident())
+    held = ", ".join(f"{one:.0f}" for one in resident)
+    size = (adapters[0] / "adapter_model.safetensors").stat().st_size / 2**20
+    return [
+        f"| resident memory over {PUTS:,} swaps of {size:.1f} MiB, after each 100, MiB | {held} | {len(resident)} |",
     ]
 
 

@@ -28,6 +28,7 @@ from types import MappingProxyType
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from ..adapters import live
@@ -74,6 +75,7 @@ class HotSwap:
         """
         self._sizes = live.layer_sizes(model)
         self._model: PreTrainedModel | PeftModel = model.eval()
+        self._layers = live.layers_of(model)
         self._base = base
         self._slots: dict[str, Held] = {}
         self._on: str | None = None
@@ -92,7 +94,7 @@ class HotSwap:
         self._require_outside()
         with self._writing:
             started = time.perf_counter()
-            aside = live.read_aside(path, self._model, self._sizes, digest=digest, base=self._base)
+            aside = live.read_aside(path, self._layers, self._sizes, digest=digest, base=self._base)
             verified = time.perf_counter()
             self._made += 1
             held = Held(slot, f"efface{self._made:08d}", path, aside.folder.digest, aside.folder.rank)
@@ -144,13 +146,15 @@ class HotSwap:
             self._slots, self._on = {}, None
             if isinstance(self._model, PeftModel):
                 self._model = detach(self._model)
+                self._layers = live.layers_of(self._model)
             return self._model
 
     def _swap(self, held: Held, aside: live.Aside, probe: Probe | None) -> float:
         """Put it in and probe it; on any error it is out again and what was on is on. Seconds of the probe."""
-        model = self._model = live.wrap(self._model, list(aside.layers))
-        before = self._on
-        live.put_in(model, held.key, aside)
+        before, model = self._on, live.wrap(self._model, self._layers, list(aside.layers))
+        if model is not self._model or not all(self._wrapped(name) for name in aside.layers):
+            self._model, self._layers = model, live.layers_of(model)
+        live.put_in(model, self._layers, held.key, aside)
         started = time.perf_counter()
         try:
             self._switch(held.key)
@@ -158,25 +162,28 @@ class HotSwap:
                 probe(model)
         except BaseException:
             self._switch(before)
-            live.take_out(model, held.key)
+            live.take_out(model, self._layers, held.key)
             raise
         return time.perf_counter() - started
+
+    def _wrapped(self, name: str) -> bool:
+        return isinstance(self._layers[name], LoraLayer)
 
     def _commit(self, held: Held) -> Held | None:
         replaced = self._slots.get(held.slot)
         self._slots[held.slot] = held
         if replaced is not None:
-            live.take_out(self._peft(), replaced.key)
+            live.take_out(self._peft(), self._layers, replaced.key)
         return replaced
 
     def _leave(self, key: str) -> None:
         if self._on == key:
             self._switch(None)
-        live.take_out(self._peft(), key)
+        live.take_out(self._peft(), self._layers, key)
 
     def _switch(self, key: str | None) -> None:
         if key is None or key != self._on:
-            live.turn_on(self._peft(), key)
+            live.turn_on(self._peft(), self._layers, key)
             self._on = key
 
     def _held(self, slot: str) -> Held:
