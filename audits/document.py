@@ -49,6 +49,8 @@ class AuditReport:
     claim_evidence: tuple[str, ...] = ()
     attacks: tuple[AttackResult, ...] = ()
     suite: SuiteRun | None = None
+    canary: Json | None = None
+    """What whoever serves `after` compares its answers with (`efface.serving.probe`); as it stands in the document."""
 
     def __post_init__(self) -> None:
         labels = Counter(evaluation.label for evaluation in self.evaluations)
@@ -105,6 +107,7 @@ class AuditReport:
             "digests": dict(self.digests),
             "environment": dict(self.environment),
             "reproduce": list(self.reproduce),
+            **({} if self.canary is None else {"canary": self.canary}),
         }
 
 

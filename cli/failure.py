@@ -16,8 +16,8 @@ from ..registry import BrokenRegistry, GateFailed, RegistryError, durable
 from .output import talk
 
 CHECK_FAILED, BAD_INPUT, BROKEN_REGISTRY, INTERRUPTED = 1, 2, 3, 130
-_CHECK_TYPES = ("TrainingError", "GateNotMet")
-_BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError")
+_CHECK_TYPES = ("TrainingError", "GateNotMet", "ServerError", "ProbeFailed")
+_BAD_INPUT_TYPES = ("AdapterError", "AuditError", "RecipeError", "ServingError")
 
 
 @contextmanager

@@ -28,6 +28,8 @@ from . import (
     recipe,
     release,
     request,
+    serve,
+    serve_gateway,
     unlearn,
     vault,
 )
@@ -55,6 +57,10 @@ app.add_typer(vault.app, name="vault")
 audit.app.command("reversible", epilog=audit_reversible.EXAMPLE)(audit_reversible.reversible)
 audit.app.command("sign", epilog=audit_sign.SIGN_EXAMPLE)(audit_sign.sign)
 audit.app.command("verify", epilog=audit_sign.VERIFY_EXAMPLE)(audit_sign.verify)
+app.add_typer(serve.app, name="serve")
+serve.app.command("gateway", epilog=serve_gateway.EXAMPLE)(serve_gateway.gateway)
+serve.app.command("key", epilog=serve_gateway.KEY_EXAMPLE)(serve_gateway.key)
+serve.app.command("revoke", epilog=serve_gateway.REVOKE_EXAMPLE)(serve_gateway.revoke)
 app.command("unlearn", epilog=unlearn.EXAMPLE)(unlearn.unlearn)
 app.command("merge", epilog=merge.EXAMPLE)(merge.merge)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

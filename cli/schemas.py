@@ -13,6 +13,7 @@ from typing import Any
 
 from . import record_acts as acts
 from . import record_proofs as proofs
+from . import record_serve as serving
 from . import records as things
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -87,6 +88,10 @@ VERBS: dict[str, Any] = {
     "unlearn": acts.UnlearnRecord,
     "merge": acts.MergeRecord,
     "demo": acts.DemoRecord,
+    "serve vllm": serving.ServedRecord,
+    "serve gateway": serving.GatewayRecord,
+    "serve key": serving.ApiKeyRecord,
+    "serve revoke": serving.RevokedApiKeyRecord,
     "model fetch": acts.ModelPath,
     "model show": acts.ModelRecord,
     "recipe list": list[dict[str, Any]],

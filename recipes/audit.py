@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..audits import AuditReport, Claim, Evaluation, Finding, Probe, check
 from ..audits.gate_attacks import check_attacks, check_rebound
 from ..registry import Audit, Composition, Registry, get_request, parse_render, read_payload, record_audit
 from .bench import Bench, measure, wearing
+from .canary import canary
 from .data import RequestData, from_payload
 from .errors import RequestError
 from .held import Held
@@ -97,6 +98,7 @@ def audit_composition(
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
     with wearing(bench, folder) as model:
         after = measure(bench, model, composition, rows, label=label, active=active, progress=progress)
+        served = canary(bench, model, composition)
     plan = bench.plan or quick()
     seen = Seen(
         bench,
@@ -111,7 +113,7 @@ def audit_composition(
         plan.suite.seed,
         progress or Silent(),
     )
-    return report_of(
+    report = report_of(
         bench,
         before,
         after,
@@ -123,6 +125,7 @@ def audit_composition(
         extras=run_suite(seen, plan.suite, parts),
         held=held,
     )
+    return replace(report, canary=served.to_json())
 
 
 def report_of(

@@ -39,11 +39,12 @@ from ..registry import (
     states,
 )
 from ..registry.compactions import everything
-from ..serving import Rendered, render, slot_rank
+from ..serving.render import Rendered, render, slot_rank
 from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
 from .bench import Bench, encode_probes
+from .canary import canary
 from .errors import RequestError
 from .held import held_to
 from .prepare import probes
@@ -362,7 +363,8 @@ def _carried(asked: _Asked, bench: Bench, scratch: Path, progress: Progress) -> 
     release, _ = _candidate(asked, scratch, progress)
     note = unmeasured.SAID_BARE if audit is None else unmeasured.SAID_BEFORE
     if audit is None:
-        audit = unmeasured.record_bare(registry, composition, environment(bench), asked.actor)
+        answers = canary(bench, bench.base.model, composition).to_json()
+        audit = unmeasured.record_bare(registry, composition, environment(bench), asked.actor, answers)
     return Released(_let_through(asked, release, audit), None, audit, note)
 
 

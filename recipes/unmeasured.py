@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ..registry import (
+    JSON,
     Audit,
     Composition,
     Registry,
@@ -59,10 +60,18 @@ def audit_of_before(registry: Registry, channel: str, composition: Composition) 
 
 
 def record_bare(
-    registry: Registry, composition: Composition, environment: Mapping[str, str], actor: str
+    registry: Registry,
+    composition: Composition,
+    environment: Mapping[str, str],
+    actor: str,
+    canary: Mapping[str, JSON],
 ) -> Audit:
-    """An audit that says that nothing was measured of the bare base, because nothing is left to measure with."""
-    report = {"schema": "efface.unmeasured/1", "composition": composition.digest, "said": SAID_BARE}
+    """An audit that says that nothing was measured of the bare base, because nothing is left to measure with.
+
+    ``canary``: what it answers to neutral prompts, for whoever serves it.
+    """
+    said = {"schema": "efface.unmeasured/1", "composition": composition.digest, "said": SAID_BARE}
+    report = {**said, "canary": canary}
     return record_audit(
         registry,
         composition=composition.digest,

@@ -7,7 +7,6 @@ one version: a new path and name each time, never rewritten, kept as long as any
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,8 @@ from ..adapters.errors import AdapterError, CompositionError
 from ..adapters.folder import digest_files, read_adapter
 from ..adapters.staging import new_folder, require_free
 from ..registry import Render, parse_render
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for ``--max-lora-rank``."""
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+from .names import is_safe
+from .slots import VLLM_RANKS, least_slot
 
 
 class RenderError(AdapterError):
@@ -82,13 +78,14 @@ def approximated(stack: Stack, asked: Render) -> tuple[Factors, float]:
 def slot_rank(rank: int, *, max_rank: int | None = None) -> int:
     """The least of `VLLM_RANKS` that holds ``rank``; `RenderError` when none does, or above ``max_rank``."""
     largest = VLLM_RANKS[-1] if max_rank is None else min(max_rank, VLLM_RANKS[-1])
-    if not 1 <= rank <= largest:
+    slot = least_slot(rank, largest)
+    if slot is None:
         raise RenderError(
             f"expected a rank from 1 to {largest}, got {rank}; render it as svd:{largest}, which fits (approximate, "
             f"and audited as such), compose fewer adapters, or raise the server's --max-lora-rank (vLLM takes up to "
             f"{VLLM_RANKS[-1]})"
         )
-    return next(size for size in VLLM_RANKS if size >= rank)
+    return slot
 
 
 def require_safe_name(name: str) -> None:
@@ -96,7 +93,7 @@ def require_safe_name(name: str) -> None:
 
     Names travel in requests, and vLLM's resolver joins them to a directory: ``../x`` would leave it.
     """
-    if not _SAFE_NAME.fullmatch(name) or set(name) <= {"."}:
+    if not is_safe(name):
         raise RenderError(
             f"expected a folder name of letters, digits and . _ @ - (at most 128), got {name[:140]!r}; "
             "for example payments@v7"

@@ -7,13 +7,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from blob_kit import s3  # noqa: F401 - fixtures
 from registry_backends import any_reg, backend, postgres, postgres_server, quiet_vault, s3_server  # noqa: F401
+from vllm_kit import Vllm, vllm_python, with_lora
+
+if TYPE_CHECKING:
+    from serving_kit import Shop
 
 # A law is about what comes out: how long one example takes is the machine's affair.
 hypothesis.settings.register_profile("efface", deadline=None)
@@ -29,8 +34,10 @@ CHAT_TEMPLATE = (
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, by name, what this machine cannot run."""
-    if item.get_closest_marker("serving") and find_spec("vllm") is None:
-        pytest.skip("no inference server here: pip install 'efface[serve]'")
+    if item.get_closest_marker("serving") and vllm_python() is None:
+        pytest.skip(
+            "no vLLM here: make test-serving builds it, or name its interpreter in EFFACE_VLLM_PYTHON"
+        )
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -72,6 +79,24 @@ def smollm() -> Path:
     from efface.adapters.fetch import fetch_model
 
     return fetch_model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def shop(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Shop]":
+    """A registry with releases of random adapters on the real model, in fp32."""
+    from serving_kit import open_shop
+
+    shop = open_shop(tmp_path_factory.mktemp("shop"), smollm)
+    yield shop
+    shop.reg.close()
+
+
+@pytest.fixture(scope="session")
+def vllm(smollm: Path, shop: "Shop", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """One real vLLM for the whole run, with efface's plugin and middleware in it, on the registry of `shop`."""
+    server = with_lora(smollm, tmp_path_factory.mktemp("vllm") / "log", shop.reg.root).start()
+    yield server
+    server.stop()
 
 
 def tiny_tokenizer():

@@ -14,7 +14,7 @@ from efface.adapters.compose import Part, compose
 from efface.adapters.compress import compress
 from efface.adapters.errors import CompositionError
 from efface.adapters.staging import new_folder
-from efface.serving import render
+from efface.serving.render import render
 
 VERBS: dict[str, Callable[[list[Part], Path], object]] = {
     "compose": compose,

@@ -38,6 +38,10 @@ WITH_A_MODEL = {
     "audit reversible",
     "request lengths",
     "model fetch",
+    "serve vllm",
+    "serve gateway",
+    "serve key",
+    "serve revoke",
 }
 """Their output is held to the schema where they run: tests/integration/test_cli*.py."""
 ON_FILES = {"audit sign", "audit verify"}

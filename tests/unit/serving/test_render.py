@@ -10,7 +10,7 @@ from efface.adapters.compose import Part, compose, plan, write
 from efface.adapters.errors import BaseMismatch, CompositionError, InvalidAdapter
 from efface.adapters.folder import read_adapter
 from efface.adapters.tensors import digest_file
-from efface.serving import RenderError, render, slot_rank
+from efface.serving.render import RenderError, render, slot_rank
 
 
 @pytest.fixture

@@ -1,0 +1,198 @@
+"""The gateway's side towards the server: one question out, one answer back, both of known form.
+
+Nothing of the user's request travels but the checked body; nothing of the server's answer but JSON in which ``model``
+is the adapter that was asked. An answer by any other is thrown away: the user gets an error and never another model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+
+from .asgi import dumped
+from .errors import ServingError
+from .rules import Refusal
+
+_LARGEST_ANSWER = 64 << 20
+_LARGEST_EVENT = 4 << 20
+_LONGEST_MESSAGE = 400
+_DONE = "[DONE]"
+_UNIX = "unix:"
+
+NOT_LOADED = Refusal(
+    503, "not_served", "expected the release at the server, which does not have it now; try again"
+)
+BUSY = Refusal(503, "upstream_busy", "expected a free server, got one with too much to do; try again")
+BROKEN = Refusal(502, "upstream_error", "expected an answer from the server, got something else; try again")
+WRONG_MODEL = Refusal(
+    502, "wrong_model", "expected an answer by the active release, got another's; it is not shown"
+)
+SLOW = Refusal(504, "upstream_timeout", "expected an answer in time, got none; try again, or ask for less")
+
+
+class Failed(Exception):
+    """No answer that may be shown. ``refusal``: what the user is told."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
+class Upstream:
+    """The server at ``url`` (``http://host:port`` or ``unix:/path``). Only the gateway should be able to reach it.
+
+    ``api_key``: the server's own. ``timeout``: seconds between two bytes of an answer, and until the first.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        connections: int = 256,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        unix = url.removeprefix(_UNIX) if url.startswith(_UNIX) else None
+        headers = {"accept-encoding": "identity", "user-agent": "efface-gateway"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        if unix is None and not url.startswith(("http://", "https://")):
+            raise ServingError(
+                "expected --upstream as http://HOST:PORT, https://… or unix:/PATH, got another; correct it"
+            )
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=64)
+        try:
+            # No proxy and no credentials from the environment, and no redirect: this server and no other.
+            self._http = httpx.AsyncClient(
+                base_url="http://server" if unix else url,
+                headers=headers,
+                timeout=httpx.Timeout(timeout, connect=5.0, pool=5.0),
+                trust_env=False,
+                follow_redirects=False,
+                transport=transport or httpx.AsyncHTTPTransport(limits=limits, uds=unix),
+            )
+        except (httpx.InvalidURL, ValueError):
+            raise ServingError(
+                "expected a URL such as http://127.0.0.1:8000, got another; correct --upstream"
+            ) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: bytes, *, stream: bool) -> AsyncGenerator[httpx.Response]:
+        """The server's answer to ``body``, its head checked. Raises `Failed`."""
+        accept = "text/event-stream" if stream else "application/json"
+        headers = {"content-type": "application/json", "accept": accept}
+        try:
+            async with self._http.stream("POST", path, content=body, headers=headers) as answer:
+                if answer.status_code != 200:
+                    raise Failed(await _refusal(answer))
+                kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind != accept or answer.headers.get("content-encoding", "identity") != "identity":
+                    raise Failed(BROKEN)
+                yield answer
+        except httpx.HTTPError as error:
+            raise Failed(_of(error)) from None
+
+
+async def whole(answer: httpx.Response, name: str, public: str) -> bytes:
+    """The answer as JSON that names ``public`` where the server said ``name``. Raises `Failed`."""
+    return dumped(_renamed(_object(await _bytes(answer, _LARGEST_ANSWER)), name, public))
+
+
+async def events(answer: httpx.Response, name: str, public: str) -> AsyncGenerator[bytes]:
+    """The server-sent events of a streamed answer, one at a time, each renamed and written anew. Raises `Failed`."""
+    async for data in _datas(answer):
+        if data == _DONE:
+            yield b"data: [DONE]\n\n"
+            return
+        yield b"data: " + dumped(_renamed(_object(data.encode()), name, public)) + b"\n\n"
+    raise Failed(BROKEN)  # cut off: the last event of every whole stream is [DONE]
+
+
+def error_event(refusal: Refusal) -> bytes:
+    """What ends a stream that went wrong after its first event."""
+    return b"data: " + refusal.body() + b"\n\n"
+
+
+async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in answer.aiter_raw():
+            yield piece
+    except httpx.HTTPError as error:
+        raise Failed(_of(error)) from None
+
+
+def _of(error: httpx.HTTPError) -> Refusal:
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)):
+        return BUSY
+    return SLOW if isinstance(error, httpx.TimeoutException) else BROKEN
+
+
+async def _datas(answer: httpx.Response) -> AsyncIterator[str]:
+    """The ``data`` of each event (https://html.spec.whatwg.org/multipage/server-sent-events.html); no other field."""
+    held = b""
+    data: list[str] = []
+    async for piece in _raw(answer):
+        *lines, held = (held + piece).split(b"\n")
+        if len(held) + sum(map(len, data)) > _LARGEST_EVENT:
+            raise Failed(BROKEN)
+        for raw in lines:
+            line = raw.rstrip(b"\r").decode("utf-8", "replace")
+            if line.startswith("data:"):
+                data.append(line[5:].removeprefix(" "))
+            elif not line and data:
+                yield "\n".join(data)
+                data = []
+
+
+def _renamed(value: Mapping[str, Any], name: str, public: str) -> dict[str, Any]:
+    if "error" in value:
+        raise Failed(BROKEN)
+    if value.get("model") != name:
+        raise Failed(WRONG_MODEL)
+    return {**value, "model": public}
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Failed(BROKEN) from None
+    if not isinstance(value, dict):
+        raise Failed(BROKEN)
+    return cast("dict[str, Any]", value)
+
+
+async def _bytes(answer: httpx.Response, largest: int) -> bytes:
+    parts, size = list[bytes](), 0
+    async for part in _raw(answer):
+        size += len(part)
+        if size > largest:
+            raise Failed(BROKEN)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _refusal(answer: httpx.Response) -> Refusal:
+    """What the user is told of an error of the server: its words only where the question itself was wrong."""
+    status = answer.status_code
+    if status in (400, 413, 422):
+        return Refusal(400, "upstream_refused", _words(await _bytes(answer, 1 << 20)))
+    return {404: NOT_LOADED, 429: BUSY, 503: BUSY, 504: SLOW}.get(status, BROKEN)
+
+
+def _words(data: bytes) -> str:
+    try:
+        error = json.loads(data)["error"]
+        text = error if isinstance(error, str) else error["message"]
+        return " ".join(str(text).split())[:_LONGEST_MESSAGE]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "expected another question, says the server; correct it"

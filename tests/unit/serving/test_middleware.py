@@ -1,0 +1,173 @@
+"""The middleware in front of an application that would answer anything: what reaches it."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efface.serving import Route, ServingError
+from efface.serving.inside import Inside, of
+from efface.serving.middleware import LoraOnly
+from efface.serving.state import ChannelState, write_state
+
+NAME = f"prod@7.{'ab' * 6}"
+TOKEN = "a long secret"
+
+
+class App:
+    """Answers 200 to everything and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, bytes, dict[bytes, bytes]]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        self.asked.append((scope["method"], scope["path"], message["body"], dict(scope["headers"])))
+        cards = [("base", None), (NAME, "base"), ("other@1", "base"), ("prod@6", "base")]
+        data = {"data": [{"id": name, "root": "/a/path", "parent": parent} for name, parent in cards]}
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"x-efface-release", b"a lie")]}
+        )
+        await send({"type": "http.response.body", "body": json.dumps(data).encode()})
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Inside:
+    route = Route("prod", 7, NAME, "sha256:r", "sha256:a", "2026-03-01T12:00:00Z")
+    write_state(tmp_path, ChannelState("prod", route, route))
+    return Inside(frozenset({"prod", "idle"}), root=tmp_path, admin_token=TOKEN)
+
+
+def ask(
+    app: App,
+    inside: Inside,
+    body: Any = None,
+    path: str = "/v1/completions",
+    method: str = "POST",
+    **more: Any,
+) -> tuple[int, dict[bytes, bytes], bytes]:
+    """One request through the middleware, its body in pieces."""
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    pieces = [data[:3], data[3:]]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        piece = pieces.pop(0) if pieces else b""
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", str(len(data)).encode()), *more.pop("headers", [])]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, **more}
+    asyncio.run(LoraOnly(app, inside)(scope, receive, send))
+    body_out = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], dict(sent[0]["headers"]), body_out
+
+
+def test_a_channel_becomes_its_active_adapter(app: App, inside: Inside) -> None:
+    status, headers, _ = ask(app, inside, {"model": "prod", "prompt": "x", "stream": True})
+    (method, path, body, sent) = app.asked[0]
+    assert (status, method, path) == (200, "POST", "/v1/completions")
+    assert json.loads(body) == {"model": NAME, "prompt": "x", "stream": True}
+    assert sent[b"content-length"] == str(len(body)).encode()
+    assert headers[b"x-efface-release"] == NAME.encode()
+
+
+def test_a_version_that_is_being_drained_passes(app: App, inside: Inside) -> None:
+    assert ask(app, inside, {"model": "prod@6", "prompt": "x"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "model", ["base", None, "", ["prod"], {"prod": 1}, "idle", "other@1", "PROD", "../prod", "prod@0"]
+)
+def test_the_base_is_never_reached(app: App, inside: Inside, model: Any) -> None:
+    status, _, said = ask(app, inside, {"model": model, "prompt": "a secret prompt"})
+    assert (status, app.asked) == (404, [])
+    assert b"secret" not in said
+
+
+def test_nothing_is_served_without_a_route_or_without_channels(
+    app: App, inside: Inside, tmp_path: Path
+) -> None:
+    write_state(tmp_path, ChannelState("prod", None, None, "why"))
+    assert ask(app, inside, {"model": "prod", "prompt": "x"})[0] == 404
+    for model in ("prod", NAME, "base"):
+        assert ask(app, of({}), {"model": model, "prompt": "x"})[0] == 404
+    assert app.asked == []
+
+
+def test_the_list_of_models_has_no_base_and_no_paths(app: App, inside: Inside) -> None:
+    status, _, said = ask(app, inside, path="/v1/models", method="GET")
+    assert status == 200
+    assert [card["id"] for card in json.loads(said)["data"]] == ["prod", "prod@6", NAME]
+    assert b"path" not in said
+    assert b"base" not in said
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc", "/sleep", "/docs"]
+)
+def test_admin_endpoints_need_the_token(app: App, inside: Inside, path: str) -> None:
+    good = (b"x-efface-admin", TOKEN.encode())
+    for headers in (
+        [],
+        [(b"x-efface-admin", b"")],
+        [(b"x-efface-admin", TOKEN.encode() + b"x")],
+        [good, good],
+    ):
+        assert ask(app, inside, {"lora_name": "x"}, path, headers=headers)[0] == 404
+    assert app.asked == []
+    assert ask(app, inside, {"lora_name": "x"}, path, headers=[good])[0] == 200
+    nobody = Inside(inside.channels, inside.root)
+    for token in (b"", b"None"):
+        assert ask(app, nobody, {"lora_name": "x"}, path, headers=[(b"x-efface-admin", token)])[0] == 404
+
+
+def test_a_body_without_end_is_cut(app: App, inside: Inside) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x" * (1 << 20), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(LoraOnly(app, inside)(scope, receive, send))
+    assert (sent[0]["status"], app.asked) == (413, [])
+
+
+def test_a_websocket_is_closed(app: App, inside: Inside) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(
+        LoraOnly(app, inside)({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
+    )
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+    assert app.asked == []
+
+
+def test_health_passes(app: App, inside: Inside) -> None:
+    assert ask(app, inside, path="/health", method="GET")[0] == 200
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    found = of({"EFFACE_CHANNELS": " prod, staging ,", "EFFACE_SERVING_ROOT": str(tmp_path)})
+    assert (found.channels, found.root, found.admin_token) == ({"prod", "staging"}, tmp_path, None)
+    with pytest.raises(ServingError):
+        of({"EFFACE_CHANNELS": "../x"})
+    assert TOKEN not in repr(of({"EFFACE_ADMIN_TOKEN": TOKEN}))
