@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def initialise_contrast(
             f"expected forget and retain rows to contrast, got {len(forget)} and {len(retain)}"
         )
     require_fresh(model)
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and TRAINED in m.lora_A]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer) and TRAINED in m.lora_A]
     starts: list[Tensor] = []
     for group in _groups(layers, tokens):
         sides = [_inputs(model, group, _spread(side, rows), pad_id, tokens) for side in (forget, retain)]
@@ -69,8 +70,8 @@ def initialise_contrast(
             for layer, f, r in zip(group, *sides, strict=True)
         ]
     for layer, start in zip(layers, starts, strict=True):
-        weight = layer.lora_A[TRAINED].weight
-        weight.copy_(start.to(weight))
+        weight: Tensor = layer.lora_A[TRAINED].weight
+        weight.copy_(start)
 
 
 def contrast(forget: Tensor, retain: Tensor, rank: int, *, shrinkage: float, seed: int = 0) -> Tensor:
@@ -139,11 +140,12 @@ def _inputs(
 
 @contextmanager
 def _heard(layers: Sequence[Any], picked: Tensor, found: Sequence[list[Tensor]]) -> Generator[None]:
-    def listen(into: list[Tensor]) -> Any:
-        return lambda _layer, args: into.append(args[0].flatten(0, 1)[picked].float())
+    def keep(into: list[Tensor], _layer: Any, args: tuple[Tensor, ...]) -> None:
+        into.append(args[0].flatten(0, 1)[picked].float())
 
     handles = [
-        layer.register_forward_pre_hook(listen(into)) for layer, into in zip(layers, found, strict=True)
+        layer.register_forward_pre_hook(partial(keep, into))
+        for layer, into in zip(layers, found, strict=True)
     ]
     try:
         yield

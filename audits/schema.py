@@ -174,6 +174,7 @@ class ReportDocument(TypedDict):
     digests: dict[str, str]
     environment: dict[str, str]
     reproduce: list[str]
+    canary: NotRequired[dict[str, object]]
 
 
 def report_schema() -> dict[str, Any]:

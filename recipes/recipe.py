@@ -203,7 +203,7 @@ class Recipe(BaseModel):
         """The effective values as JSON. ``stacking`` and later gates only where they ask for something: recipes from
         before keep their digest."""
         values = self.model_dump(mode="json", exclude=set() if self.stacking != Stacks() else {"stacking"})
-        usual = Thresholds().model_dump(mode="json")
+        usual = Thresholds.model_validate({}).model_dump(mode="json")
         gates = values["gates"].items()
         values["gates"] = {name: v for name, v in gates if name in _FIRST_GATES or v != usual[name]}
         return values

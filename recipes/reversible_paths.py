@@ -32,7 +32,7 @@ from ..registry import (
     states,
 )
 from ..registry.compactions import beneath, everything
-from ..serving import Rendered, render
+from ..serving.render import Rendered, render
 from .release import requests_in
 from .reversible_record import Outcome, PathFinding, differing_files, listed
 
