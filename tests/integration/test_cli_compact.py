@@ -110,3 +110,25 @@ def test_who_came_back_is_repaired_and_leaves_with_its_repair(place: Path, tiny_
     assert seen["report"]["digests"]["composition"] == back["composition"]["digest"]
     alone = efface("audit", "run", "--release", "prod", "--drop-repairs", *using(place, tiny_llama))
     assert (alone.code, "--drop-repairs needs --without" in " ".join(alone.err.split())) == (2, True)
+
+
+def test_a_stack_is_balanced_and_a_request_takes_the_balance_along(place: Path, tiny_llama: Path) -> None:
+    home = place / "registry"
+    planned = checked(home, "release", "balance", "prod")
+    assert (planned["done"], planned["plan"]["requests"]) == (False, [ONE, TWO])
+    without = efface("release", "balance", "prod", "--yes", "--registry", home)
+    assert (without.code, "--yes needs --model" in without.err) == (2, True)
+    small = ("--rank", 1, "--steps", 2, "--yes")
+    done = checked(home, "release", "balance", "prod", *small, *using(place, tiny_llama))
+    assert (done["done"], done["release"]["state"]) == (True, "ACTIVE")
+    assert done["release"]["requests"] == [ONE, TWO]
+    made = checked(home, "adapter", "show", done["adapter"])
+    assert (made["requests"], made["facts"]["held_down"], made["facts"]["rank"]) == ([], [ONE, TWO], 1)
+    again = checked(home, "release", "balance", "prod")
+    assert again["plan"]["replaces"] == [done["adapter"]]
+    words = ("release", "rollback", "prod", "--remove", ONE, "--reason", "settled")
+    refused = efface(*words, *using(place, tiny_llama), "--registry", home)
+    assert (refused.code, "--drop-repairs" in refused.err) == (2, True)
+    back = checked(home, *words, "--drop-repairs", *using(place, tiny_llama))
+    assert (back["requests"], len(back["composition"]["parts"])) == ([TWO], 1)
+    assert checked(home, "verify")
