@@ -24,11 +24,12 @@ PROMPTS = ((1, 2, 3), (9, 8))
 
 @dataclass
 class FakeVllm:
-    """``names``: what is loaded. ``broken``: paths that answer 500. ``noise`` is added to every log-probability."""
+    """``names``: what is loaded. ``broken``: paths that answer 500; ``deaf``: 404. ``noise`` is added to every log-probability."""
 
     names: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    deaf: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     noise: float = 0.0
     sick: bool = False
@@ -38,6 +39,8 @@ class FakeVllm:
         self.calls.append((path, name))
         if path in self.broken:
             return 500, {"error": {"message": "Call to add_lora method failed"}}
+        if path in self.deaf:
+            return 404, {"error": {"message": "no such path"}}
         match path:
             case "/health":
                 return (503 if self.sick else 200), ""
