@@ -33,6 +33,7 @@ class FakeVllm:
     running: set[str] = field(default_factory=set)
     noise: float = 0.0
     sick: bool = False
+    stats: bool = True
 
     def handle(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         name = str(body.get("lora_name") or body.get("model") or "")
@@ -55,7 +56,9 @@ class FakeVllm:
                 return self._complete(name, body["prompt"])
             case "/metrics":
                 labels = f'running_lora_adapters="{",".join(sorted(self.running))}",waiting_lora_adapters=""'
-                return 200, f'vllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
+                if not self.stats:
+                    return 200, "http_requests_total 1.0\n"
+                return 200, f'vllm:num_requests_running{{engine="0"}} 0.0\nvllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
         return 404, {"error": {"message": "no such path"}}
 
     def _load(self, name: str, root: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -371,6 +371,22 @@ def test_what_is_in_use_stays_until_it_is_not(
     assert served(fake) == {2}
 
 
+def test_a_server_without_statistics_may_still_run_the_old_one(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """``--disable-log-stats``: no metrics of LoRA is not the same as no request."""
+    controller = control(reg, server, tmp_path / "root")
+    release(reg, tmp_path, 1)
+    assert controller.settle(5)
+    fake.stats = False
+    release(reg, tmp_path, 2)
+    assert not controller.settle(0.5)
+    assert served(fake) == {1, 2}
+    fake.stats = True
+    assert controller.settle(5)
+    assert served(fake) == {2}
+
+
 def test_a_lease_in_this_process_keeps_it_too(
     reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
 ) -> None:
