@@ -24,7 +24,10 @@ PROMPTS = ((1, 2, 3), (9, 8))
 
 @dataclass
 class FakeVllm:
-    """``names``: what is loaded. ``broken``: paths that answer 500; ``deaf``: 404. ``noise`` is added to every log-probability."""
+    """``names``: what is loaded. ``broken``: paths that answer 500; ``deaf``: 404.
+
+    ``noise`` is added to every log-probability; ``stats``: whether it counts what it runs.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -58,7 +61,8 @@ class FakeVllm:
                 labels = f'running_lora_adapters="{",".join(sorted(self.running))}",waiting_lora_adapters=""'
                 if not self.stats:
                     return 200, "http_requests_total 1.0\n"
-                return 200, f'vllm:num_requests_running{{engine="0"}} 0.0\nvllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
+                info = f'vllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
+                return 200, f'vllm:num_requests_running{{engine="0"}} 0.0\n{info}'
         return 404, {"error": {"message": "no such path"}}
 
     def _load(self, name: str, root: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -36,7 +36,12 @@ def closed(connection: socket.socket) -> bool:
 
 
 def head(up: World, length: int) -> bytes:
-    lines = (f"POST {CHAT} HTTP/1.1", "Host: x", f"Authorization: Bearer {up.key}", f"Content-Length: {length}")
+    lines = (
+        f"POST {CHAT} HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {up.key}",
+        f"Content-Length: {length}",
+    )
     return "\r\n".join([*lines, "Content-Type: application/json", "", ""]).encode()
 
 
