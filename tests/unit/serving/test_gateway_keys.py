@@ -115,7 +115,7 @@ def test_a_key_that_is_made_meanwhile_does_not_bring_a_revoked_one_back(file: Pa
     with changing(file):
         making = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         with pytest.raises(subprocess.TimeoutExpired):
-            making.wait(6)
+            making.wait(3)
         write_keys(file, [])  # team-a is revoked
     assert making.wait(60) == 0
     assert [key.id for key in read_keys(file)] == ["team-b"]
