@@ -126,30 +126,32 @@ def key(
 ) -> None:
     """Make an API key and print it, once: the file has its hash only. A running gateway takes it at once."""
     from ..serving.errors import ServingError
-    from ..serving.keys import new_key, read_keys, write_keys
+    from ..serving.keys import changing, new_key, read_keys, write_keys
 
-    there = read_keys(keys) if keys.exists() else ()
-    if any(one.id == id for one in there):
-        raise ServingError(
-            f"expected a new id, got {id}, which has a key; revoke that one: efface serve revoke {id}"
-        )
     text, record = new_key(id, channel, metrics=metrics)
-    write_keys(keys, [*there, record])
+    with changing(keys):
+        there = read_keys(keys) if keys.exists() else ()
+        if any(one.id == id for one in there):
+            raise ServingError(
+                f"expected a new id, got {id}, which has a key; revoke that one: efface serve revoke {id}"
+            )
+        write_keys(keys, [*there, record])
     emit({"id": id, "key": text, "channels": list(record.channels), "metrics": metrics}, format, text)
 
 
 def revoke(id: KeyArgument, keys: KeysOption, format: FormatOption = Format.text) -> None:
     """Take an API key out of the file. A running gateway lets it in no more."""
     from ..serving.errors import ServingError
-    from ..serving.keys import read_keys, write_keys
+    from ..serving.keys import changing, read_keys, write_keys
 
-    there = read_keys(keys)
-    left = [one for one in there if one.id != id]
-    if len(left) == len(there):
-        raise ServingError(
-            f"expected one of {', '.join(one.id for one in there) or 'no keys'}, got {id}; name one"
-        )
-    write_keys(keys, left)
+    with changing(keys):
+        there = read_keys(keys)
+        left = [one for one in there if one.id != id]
+        if len(left) == len(there):
+            raise ServingError(
+                f"expected one of {', '.join(one.id for one in there) or 'no keys'}, got {id}; name one"
+            )
+        write_keys(keys, left)
     emit({"id": id, "left": [one.id for one in left]}, format, f"{id} is revoked")
 
 

@@ -7,14 +7,13 @@ apart two releases which agree on plain sentences.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..registry import Composition
-from ..serving.probe import TOP, ProbeSet
+from ..serving.hotswap import next_logprobs
+from ..serving.probe import ProbeSet
 from .bench import Bench
 
 SENTENCES = (
@@ -28,8 +27,10 @@ _RANDOM, _LENGTH = 3, 12
 def canary(bench: Bench, model: PreTrainedModel | PeftModel, composition: Composition) -> ProbeSet:
     """The likeliest next tokens after each prompt, one forward each: no padding that a server would not have."""
     prompts = _prompts(bench)
-    with torch.inference_mode():
-        answers = tuple(_next(model, prompt) for prompt in prompts)
+    answers = tuple(
+        {token: round(logprob, 6) for token, logprob in answer.items()}
+        for answer in next_logprobs(model, prompts)
+    )
     return ProbeSet(composition.digest, composition.quantization, prompts, answers)
 
 
@@ -41,10 +42,3 @@ def _prompts(bench: Bench) -> tuple[tuple[int, ...], ...]:
     draw = random.Random(bench.base.fingerprint.digest)  # noqa: S311 - no secret
     drawn = [tuple(draw.randrange(size) for _ in range(_LENGTH)) for _ in range(_RANDOM)]
     return tuple(prompt for prompt in (*said, *drawn) if prompt)
-
-
-def _next(model: PreTrainedModel | PeftModel, prompt: Sequence[int]) -> dict[int, float]:
-    ids = torch.tensor([list(prompt)], device=model.device)
-    logprobs = model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
-    values, tokens = logprobs.topk(min(TOP, logprobs.numel()))
-    return {int(token): round(float(value), 6) for token, value in zip(tokens, values, strict=True)}

@@ -64,6 +64,8 @@ class Controller:
         self._folders = Folders(options.root, source.channel)
         self._view = View(server, self._folders, options, in_use or self._leased)
         self._failures: dict[str, int] = {}
+        self._last: Action | None = None
+        self._rest = False
         # What was rejected in an earlier life is tried again: whoever starts a controller wants that.
         self.state = replace(read_state(options.root, source.channel), rejected={})
 
@@ -72,14 +74,19 @@ class Controller:
 
         A step that fails has no other effect than what `state` says of it. Raises what the registry raises.
         """
+        self._rest = True
         target = self._source.active()
+        if target is None and self.state.last is not None:
+            self._save(replace(self.state, last=None))  # nothing to go back to: the registry took it back
         seen = self._view.observed(self.state)
         if seen is None:
             return None
         steps = plan(Desired(target.name if target else None, "the channel has no active release"), seen)
         action = next((one for one in steps if not isinstance(one, Drain)), steps[0] if steps else None)
         if action is not None and not isinstance(action, Drain):
-            self._try(action)
+            # One that fails, or comes again because it did nothing, is not repeated without a pause.
+            self._rest = not self._try(action) or action == self._last
+        self._last = action
         return action
 
     def settle(self, timeout: float = 120.0) -> bool:
@@ -89,7 +96,7 @@ class Controller:
             action = self.step()
             if action is None and self._view.missed == 0:
                 return True
-            if action is None or isinstance(action, Drain):
+            if self._rest:
                 time.sleep(min(self._options.interval, 0.2))
         return False
 
@@ -97,15 +104,15 @@ class Controller:
         """Follow the channel until ``stop``: a registry or a server that fails is told of once, and tried again."""
         said = ""
         while not stop.is_set():
-            action = None
             try:
-                action, error = self.step(), ""
+                self.step()
+                error = ""
             except (RegistryError, ServingError, OSError) as came:
                 error = f"{self._source.channel}: {came}"
             if error and error != said:
                 self._told(error)
             said = error
-            if action is None or isinstance(action, Drain):
+            if self._rest:
                 stop.wait(self._options.interval)
 
     @contextmanager
@@ -118,13 +125,16 @@ class Controller:
     def _leased(self, name: str) -> bool:
         return self._routes.in_flight(name) > 0
 
-    def _try(self, action: Action) -> None:
+    def _try(self, action: Action) -> bool:
+        """Do it; False when the server failed, which may pass."""
         try:
             self._do(action)
         except ServerError as error:
             self._failed(action, str(error))
+            return False
         except (ServingError, NotFound) as error:
             self._reject(action, str(error))
+        return True
 
     def _do(self, action: Action) -> None:
         match action:
@@ -142,10 +152,13 @@ class Controller:
             case Publish(name):
                 self._publish(self._source.named(name))
             case Withdraw(reason):
+                if self.state.route is not None:
+                    self._view.used(self.state.route.name)
                 self._save(replace(self.state, route=None, reason=reason))
                 self._told(f"{self._source.channel}: not served any more: {reason}")
             case Unload(name):
                 self._server.unload(name)
+                self._view.used(name)  # what the server took in until now may still want its files
                 self._told(f"{name}: unloaded")
             case Delete(name):
                 self._folders.delete(name)
@@ -156,19 +169,15 @@ class Controller:
         check(folder, files=target.files, base=target.composition.base, limits=self._options.limits)
 
     def _probe(self, name: str) -> None:
-        off = probe(
-            self._server, name, self._source.probes(self._source.named(name)), self._options.tolerance
-        )
+        target = self._source.named(name)
+        off = probe(self._server, name, self._source.probes(target), self._options.tolerance)
         self._view.probed.add(name)
         self._told(f"{name}: probed, log-probabilities within {off:.2g}")
         if self.state.route is not None and self.state.route.name == name:
-            self._save(replace(self.state, route=replace(self.state.route, probed_at=_now())))
+            self._save(replace(self.state, route=_route(target)))  # whatever the file said of it
 
     def _publish(self, target: Target) -> None:
-        old = self.state.route
-        route = Route(
-            target.channel, target.version, target.name, target.composition.digest, target.adapter, _now()
-        )
+        old, route = self.state.route, _route(target)
         self._save(replace(self.state, route=route, last=route, reason=""))
         self._failures.pop(target.name, None)
         if old is not None:
@@ -199,6 +208,12 @@ class Controller:
         self.state = replace(state, updated_at=_now())
         write_state(self._options.root, self.state)
         follow(self._routes, self._source.channel, self.state)
+
+
+def _route(target: Target) -> Route:
+    return Route(
+        target.channel, target.version, target.name, target.composition.digest, target.adapter, _now()
+    )
 
 
 def _now() -> str:

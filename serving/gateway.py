@@ -10,8 +10,10 @@ answer is an error; the base is never asked, and never a release that was not ro
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
+import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -39,6 +41,7 @@ _NO_KEY = Refusal(
     401, "invalid_api_key", "expected Authorization: Bearer KEY with a key of this gateway; ask for one"
 )
 _TOO_SLOW = Refusal(408, "request_timeout", "expected the whole body in time; send it again")
+_FAULT = Refusal(500, "internal_error", "expected no fault of the gateway, got one; its log has the place")
 _TOO_MANY = Refusal(429, "too_many_requests", "expected fewer requests at once; try again later")
 
 
@@ -92,9 +95,8 @@ class Gateway:
             talk.code = "client_gone"
             if isinstance(error, asyncio.CancelledError):
                 raise
-        except BaseException:
-            talk.code = "internal_error"
-            raise
+        except Exception as error:  # noqa: BLE001 - its text may hold what a user said: not for uvicorn to print
+            await self._fault(talk, send, error)
         finally:
             self._told(talk)
 
@@ -122,7 +124,7 @@ class Gateway:
             raise Refused(NO_MODEL)
         talk.channel, talk.stream = channel, question.stream
         try:
-            with self._entered(key, channel), self._routes.lease(channel) as talk.route:
+            with self._routes.lease(channel) as talk.route, self._entered(key, channel):
                 await self._until_gone(self._ask(talk, question, talk.route, send), receive)
         except NoRoute:
             raise Refused(
@@ -233,6 +235,19 @@ class Gateway:
         if not key.metrics:
             raise Refused(heads.NO_PATH)
         await self._respond(talk, send, 200, self._metrics.text(), {"content-type": CONTENT_TYPE})
+
+    async def _fault(self, talk: Talk, send: Send, error: Exception) -> None:
+        """Log kind and place of a fault of this program, without its text, and end the answer."""
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
+        said = {"id": talk.id, "code": _FAULT.code, "error": type(error).__name__, "at": at}
+        _log.error("%s", json.dumps(said))
+        talk.code = _FAULT.code
+        if talk.first is None:
+            await self._refuse(talk, send, _FAULT)
+        elif talk.stream:
+            await self._event(talk, send, relay.error_event(_FAULT))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refuse(self, talk: Talk, send: Send, refusal: Refusal) -> None:
         talk.code = refusal.code

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -14,7 +15,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,6 +116,19 @@ def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
     """Put ``keys`` in place of what is there, whole, readable by this user only."""
     data = json.dumps({"v": 1, "keys": [asdict(key) for key in keys]}, indent=1).encode()
     durable.write_file(path, data, 0o600)
+
+
+@contextmanager
+def changing(path: Path) -> Generator[None]:
+    """Keep other changes of the key file out: one that read it before a revocation would write the old key back."""
+    descriptor = os.open(
+        path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _require_private(path: Path, status: os.stat_result) -> None:

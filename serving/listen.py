@@ -2,14 +2,78 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ServingError
 
 _LARGEST_HEAD = 16 << 10
+
+
+class Patient(H11Protocol):
+    """uvicorn's HTTP/1.1, which by itself waits for ever for a head, and for a client that does not read.
+
+    Both would be held by whoever wants to: a connection out of `config`'s number, and with it a lease, for which the
+    release before could never be unloaded. While a request is being answered only reading is timed.
+    """
+
+    HEAD_S: ClassVar[float] = 10.0
+    """Seconds from the first byte of a head (or the connection) to its last; also for a body that nobody reads."""
+    STALL_S: ClassVar[float] = 60.0
+    """Seconds that a client may leave the write buffer full."""
+    _head: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The time for the first head begins."""
+        super().connection_made(transport)
+        self._head = self.loop.call_later(self.HEAD_S, self._late)
+
+    def data_received(self, data: bytes) -> None:
+        """A whole head ends its time; anything else between two requests begins it."""
+        super().data_received(data)
+        if self._answering():
+            self._head = _cancelled(self._head)
+        elif self._head is None:
+            self._head = self.loop.call_later(self.HEAD_S, self._late)
+
+    def pause_writing(self) -> None:
+        """The client's time to read begins."""
+        super().pause_writing()
+        self._stall = self._stall or self.loop.call_later(self.STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        self._stall = _cancelled(self._stall)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closing waits for what is not read yet: not for ever either."""
+        super().timeout_keep_alive_handler()
+        self._stall = self._stall or self.loop.call_later(self.STALL_S, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No time runs any more."""
+        super().connection_lost(exc)
+        self._head, self._stall = _cancelled(self._head), _cancelled(self._stall)
+
+    def _answering(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _late(self) -> None:
+        self._head = None
+        if not self._answering():
+            self.transport.abort()
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def config(app: Any, host: str = "127.0.0.1", port: int = 0, *, at_once: int = 256) -> uvicorn.Config:
@@ -21,7 +85,7 @@ def config(app: Any, host: str = "127.0.0.1", port: int = 0, *, at_once: int = 2
         app,
         host=host,
         port=port,
-        http="h11",
+        http=Patient,
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -7,7 +7,7 @@ is the adapter that was asked. An answer by any other is thrown away: the user g
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -104,7 +104,7 @@ class Upstream:
 
 async def whole(answer: httpx.Response, name: str, public: str) -> bytes:
     """The answer as JSON that names ``public`` where the server said ``name``. Raises `Failed`."""
-    return dumped(_renamed(_object(await _bytes(answer, _LARGEST_ANSWER)), name, public))
+    return _renamed(await _bytes(answer, _LARGEST_ANSWER), name, public)
 
 
 async def events(answer: httpx.Response, name: str, public: str) -> AsyncGenerator[bytes]:
@@ -113,7 +113,7 @@ async def events(answer: httpx.Response, name: str, public: str) -> AsyncGenerat
         if data == _DONE:
             yield b"data: [DONE]\n\n"
             return
-        yield b"data: " + dumped(_renamed(_object(data.encode()), name, public)) + b"\n\n"
+        yield b"data: " + _renamed(data.encode(), name, public) + b"\n\n"
     raise Failed(BROKEN)  # cut off: the last event of every whole stream is [DONE]
 
 
@@ -153,12 +153,17 @@ async def _datas(answer: httpx.Response) -> AsyncIterator[str]:
                 data = []
 
 
-def _renamed(value: Mapping[str, Any], name: str, public: str) -> dict[str, Any]:
+def _renamed(data: bytes, name: str, public: str) -> bytes:
+    """The object in ``data`` written anew; NaN and infinity, which a sick model gives, are no answer."""
+    value = _object(data)
     if "error" in value:
         raise Failed(BROKEN)
     if value.get("model") != name:
         raise Failed(WRONG_MODEL)
-    return {**value, "model": public}
+    try:
+        return dumped({**value, "model": public})
+    except (ValueError, RecursionError):
+        raise Failed(BROKEN) from None
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -182,10 +187,14 @@ async def _bytes(answer: httpx.Response, largest: int) -> bytes:
 
 
 async def _refusal(answer: httpx.Response) -> Refusal:
-    """What the user is told of an error of the server: its words only where the question itself was wrong."""
+    """What the user is told of an error of the server: its words only where the question itself was wrong.
+
+    Words about LoRA are about files of the server, which has lost them: nothing that a user could correct.
+    """
     status = answer.status_code
     if status in (400, 413, 422):
-        return Refusal(400, "upstream_refused", _words(await _bytes(answer, 1 << 20)))
+        words = _words(await _bytes(answer, 1 << 20))
+        return NOT_LOADED if "lora" in words.lower() else Refusal(400, "upstream_refused", words)
     return {404: NOT_LOADED, 429: BUSY, 503: BUSY, 504: SLOW}.get(status, BROKEN)
 
 

@@ -7,6 +7,9 @@ controller that was killed goes on. It holds names and digests, and no secrets.
 from __future__ import annotations
 
 import json
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +22,8 @@ from .routes import Route, Routes
 
 _LARGEST = 1 << 20
 _MOST_REJECTED = 20
+_PLAIN = re.compile(r"[A-Za-z0-9:.@_-]{1,128}", re.ASCII)
+"""Digests and times: they become headers and lines of a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,7 @@ def read_state(root: Path, channel: str) -> ChannelState:
     """The state of ``channel``; that of an unknown one where there is no file. Raises `ServingError` for a bad one."""
     path = state_file(root, channel)
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        data = _bytes(path)
     except FileNotFoundError:
         return ChannelState(channel)
     except OSError as error:
@@ -75,6 +79,17 @@ def read_state(root: Path, channel: str) -> ChannelState:
         raise ServingError(
             f"expected a state file of efface at {path}, got something else; remove it"
         ) from None
+
+
+def _bytes(path: Path) -> bytes:
+    """What is in a plain file that only its owner may write; opening anything else must not wait."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode) or mode & 0o022:
+            raise ServingError(
+                f"expected a plain file at {path} that only its owner may write, got mode {mode:o}; chmod 644 {path}"
+            )
+        return file.read(_LARGEST + 1)
 
 
 class Follower:
@@ -120,7 +135,7 @@ def _route(value: Any, channel: str) -> Route | None:
         return None
     route = Route(**value)
     texts = (route.name, route.release, route.adapter, route.probed_at)
-    if not all(isinstance(text, str) for text in texts) or type(route.version) is not int:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not all(map(_PLAIN.fullmatch, texts)) or type(route.version) is not int:
         raise ValueError("a route of other types")
     found = parse_name(route.name)
     if found is None or (found.channel, found.version, route.channel) != (channel, route.version, channel):

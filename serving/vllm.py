@@ -19,6 +19,8 @@ from .headers import ADMIN_HEADER
 from .server import Prompt
 
 _INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\}\s+(?P<at>\S+)", re.M)
+_STATS = "vllm:num_requests_running{"
+"""There from the start, unless the server keeps no statistics (``--disable-log-stats``)."""
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -96,7 +98,7 @@ class VllmServer:
             text = self._send("GET", "/metrics").text
         except ServerError:
             return True
-        return name in running(text)
+        return _STATS not in text or name in running(text)
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:

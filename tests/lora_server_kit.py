@@ -24,20 +24,27 @@ PROMPTS = ((1, 2, 3), (9, 8))
 
 @dataclass
 class FakeVllm:
-    """``names``: what is loaded. ``broken``: paths that answer 500. ``noise`` is added to every log-probability."""
+    """``names``: what is loaded. ``broken``: paths that answer 500; ``deaf``: 404.
+
+    ``noise`` is added to every log-probability; ``stats``: whether it counts what it runs.
+    """
 
     names: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    deaf: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     noise: float = 0.0
     sick: bool = False
+    stats: bool = True
 
     def handle(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         name = str(body.get("lora_name") or body.get("model") or "")
         self.calls.append((path, name))
         if path in self.broken:
             return 500, {"error": {"message": "Call to add_lora method failed"}}
+        if path in self.deaf:
+            return 404, {"error": {"message": "no such path"}}
         match path:
             case "/health":
                 return (503 if self.sick else 200), ""
@@ -52,7 +59,10 @@ class FakeVllm:
                 return self._complete(name, body["prompt"])
             case "/metrics":
                 labels = f'running_lora_adapters="{",".join(sorted(self.running))}",waiting_lora_adapters=""'
-                return 200, f'vllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
+                if not self.stats:
+                    return 200, "http_requests_total 1.0\n"
+                info = f'vllm:lora_requests_info{{max_lora="4",{labels}}} 1.0\n'
+                return 200, f'vllm:num_requests_running{{engine="0"}} 0.0\n{info}'
         return 404, {"error": {"message": "no such path"}}
 
     def _load(self, name: str, root: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -35,18 +35,37 @@ def test_there_are_commands_and_python_that_is_python() -> None:
     ast.parse(code)
 
 
-def test_every_metric_and_code_of_the_page_exists() -> None:
+def test_the_page_has_every_metric_and_no_other() -> None:
+    from efface.serving.gateway_metrics import Metrics
+    from efface.serving.routes import Routes
+
+    text = Metrics(Routes(), ["prod"]).text().decode()
+    given = set(re.findall(r"^# TYPE (efface_gateway_\w+) ", text, re.MULTILINE))
+    named = set(re.findall(r"`(efface_gateway_\w+)`", PAGE))
+    assert {name for name in given if not name.endswith("_created")} == named
+
+
+def test_the_codes_of_the_page_exist() -> None:
     code = "".join(file.read_text() for file in (ROOT / "serving").glob("*.py"))
-    for name in (
-        "answers",
-        "refused",
-        "in_flight",
-        "first_byte_seconds",
-        "answer_seconds",
-        "ready",
-        "release",
-    ):
-        assert f"efface_gateway_{name}" in code
-    for word in ("not_served", "wrong_model"):
+    for word in ("not_served", "wrong_model", "internal_error"):
         assert word in PAGE
         assert f'"{word}"' in code
+
+
+def test_the_nginx_example_passes_what_users_may_ask_and_nothing_else() -> None:
+    from efface.serving.heads import GET, MODELS
+    from efface.serving.rules import COMPLETIONS
+
+    (location,) = re.findall(r"location ~ (\S+) \{", PAGE)
+    open_paths = COMPLETIONS | {MODELS}
+    for path in COMPLETIONS | GET | {f"{one}/x" for one in open_paths} | {f"/x{one}" for one in open_paths}:
+        assert bool(re.search(location, path)) == (path in open_paths), path
+
+
+def test_the_litellm_example_asks_the_public_model_of_the_gateway_that_the_page_starts() -> None:
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (public,) = set(re.findall(r"--channel prod=(\S+)", SHELL))
+    (listen,) = re.findall(r"--listen (\S+:8080)", SHELL)
+    assert f"model: openai/{public}\n" in yaml
+    assert f"api_base: http://{listen}/v1\n" in yaml
+    assert "fallback" not in yaml

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from efface.registry import Registry, adapter_folder
 from efface.serving import Routes, ServingError
 from efface.serving.controller import Controller, Options
 from efface.serving.folders import BadAdapter, Limits
+from efface.serving.plan import Drain, Withdraw
 from efface.serving.probe import ProbeSet
 from efface.serving.source import Source
-from efface.serving.state import read_state
+from efface.serving.state import read_state, write_state
 from efface.serving.vllm import VllmServer
 
 
@@ -199,6 +201,126 @@ def test_a_server_that_refuses_is_tried_again_and_then_left_alone(
     assert served(fake) == {1}
 
 
+def test_tries_have_time_between_them(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """A server that fails for a moment is given that moment, and one that fails for good is not flooded."""
+    release(reg, tmp_path, 1)
+    fake.broken.add("/v1/load_lora_adapter")
+    controller = control(reg, server, tmp_path / "root", tries=3, interval=0.4)
+    stop = threading.Event()
+    thread = threading.Thread(target=controller.watch, args=(stop,))
+    thread.start()
+    stop.wait(0.6)
+    came = sum(path == "/v1/load_lora_adapter" for path, _ in fake.calls)
+    stop.set()
+    thread.join(5)
+    assert 1 <= came <= 2
+    assert controller.state.rejected == {}
+
+
+def test_an_unload_that_does_nothing_is_not_repeated_without_a_pause(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """A wrong admin token: the middleware answers 404 to unloading, as vLLM does to a name that it has not."""
+    controller = control(reg, server, tmp_path / "root", interval=0.3)
+    release(reg, tmp_path, 1)
+    assert controller.settle(5)
+    release(reg, tmp_path, 2)
+    fake.deaf.add("/v1/unload_lora_adapter")
+    stop = threading.Event()
+    thread = threading.Thread(target=controller.watch, args=(stop,))
+    thread.start()
+    stop.wait(2)
+    stop.set()
+    thread.join(5)
+    assert 1 <= sum(path == "/v1/unload_lora_adapter" for path, _ in fake.calls) <= 8
+    assert controller.state.route is not None
+    assert controller.state.route.version == 2
+
+
+def test_what_was_withdrawn_has_its_grace_and_its_files_too(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """Gateways elsewhere go on asking until they see it, and vLLM dies of files that vanish under a waiting request."""
+    controller = control(reg, server, tmp_path / "root", grace=0.5)
+    release(reg, tmp_path, 1)
+    assert controller.settle(5)
+    time.sleep(0.6)  # the grace that began with loading is over
+    nothing = tmp_path / "nothing"
+    with Registry.open(nothing, create=True) as empty:
+        bare, controller._source = controller, Source(empty, "prod")
+        assert isinstance(bare.step(), Withdraw)
+        (old,) = fake.names
+        assert isinstance(bare.step(), Drain)
+        assert list(fake.names) == [old]
+        while fake.names:
+            bare.step()
+        assert (tmp_path / "root" / "prod" / old).is_dir()
+        assert isinstance(bare.step(), Drain)
+        assert bare.settle(5)
+        assert not (tmp_path / "root" / "prod" / old).exists()
+
+
+def test_what_was_withdrawn_is_nothing_to_go_back_to(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    controller = control(reg, server, tmp_path / "root")
+    release(reg, tmp_path, 1)
+    assert controller.settle(5)
+    with Registry.open(tmp_path / "nothing", create=True) as empty:
+        assert control(empty, server, tmp_path / "root").settle(5)
+    release(reg, tmp_path, 2, right=False)
+    assert control(reg, server, tmp_path / "root").settle(5)
+    state = read_state(tmp_path / "root", "prod")
+    assert (state.route, fake.names) == (None, {})
+
+
+def test_a_route_of_a_poisoned_state_file_says_what_the_registry_says_again(
+    reg: Registry, server: VllmServer, tmp_path: Path
+) -> None:
+    made = release(reg, tmp_path, 1)
+    root = tmp_path / "root"
+    assert control(reg, server, root).settle(5)
+    state = read_state(root, "prod")
+    assert state.route is not None
+    lie = replace(state.route, adapter="sha256:" + "0" * 64, release="sha256:" + "1" * 64)
+    write_state(root, replace(state, route=lie, last=lie))
+    assert control(reg, server, root).settle(5)
+    route = read_state(root, "prod").route
+    assert route is not None
+    assert (route.adapter, route.release) == (made.rendered, made.composition.digest)
+
+
+def test_a_registry_that_is_away_changes_nothing_until_it_is_back(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    release(reg, tmp_path, 1)
+    options = Options(tmp_path / "root", grace=0, interval=0.02)
+    stop, controller = threading.Event(), Controller(Source(reg, "prod"), server, options, told=said.append)
+    assert controller.settle(5)
+    before = controller.state.route
+    database = next(reg.root.glob("*.db"))
+    away = database.rename(database.with_suffix(".away"))
+    thread = threading.Thread(target=controller.watch, args=(stop,))
+    thread.start()
+    try:
+        stop.wait(0.3)
+        assert thread.is_alive()
+        assert controller.state.route == before
+        away.rename(database)
+        release(reg, tmp_path, 2)
+        for _ in range(500):
+            if served(fake) == {2}:
+                break
+            stop.wait(0.01)
+        assert served(fake) == {2}
+    finally:
+        stop.set()
+        thread.join(5)
+
+
 def test_files_that_changed_on_disk_are_not_loaded(
     reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
 ) -> None:
@@ -245,6 +367,22 @@ def test_what_is_in_use_stays_until_it_is_not(
     assert controller.state.route is not None
     assert controller.state.route.version == 2
     fake.running.clear()
+    assert controller.settle(5)
+    assert served(fake) == {2}
+
+
+def test_a_server_without_statistics_may_still_run_the_old_one(
+    reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
+) -> None:
+    """``--disable-log-stats``: no metrics of LoRA is not the same as no request."""
+    controller = control(reg, server, tmp_path / "root")
+    release(reg, tmp_path, 1)
+    assert controller.settle(5)
+    fake.stats = False
+    release(reg, tmp_path, 2)
+    assert not controller.settle(0.5)
+    assert served(fake) == {1, 2}
+    fake.stats = True
     assert controller.settle(5)
     assert served(fake) == {2}
 

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from gateway_kit import CHAT, Answer, World, hello, parsed, route, world
+
+from efface.serving.relay import Upstream
 
 SERVED = "prod@7.0123456789ab"
 
@@ -151,6 +154,20 @@ SAYS: dict[str, tuple[int, bytes, str, int, str]] = {
     "a page": (200, b"<html>", "text/html", 502, "upstream_error"),
     "no JSON": (200, b"{", "application/json", 502, "upstream_error"),
     "a list": (200, b"[]", "application/json", 502, "upstream_error"),
+    "what is no number": (
+        200,
+        b'{"model":"prod@7.0123456789ab","choices":[{"logprobs":[NaN, -Infinity, 1e999]}]}',
+        "application/json",
+        502,
+        "upstream_error",
+    ),
+    "that its files are gone": (
+        400,
+        b'{"error":{"message":"The lora adapter \'prod@7.0123456789ab\' at /srv/x could not be loaded"}}',
+        "application/json",
+        503,
+        "not_served",
+    ),
     "no model": (200, b"{}", "application/json", 502, "wrong_model"),
     "an error as an answer": (200, b'{"error":{"message":"x"}}', "application/json", 502, "upstream_error"),
     "what is wrong with the question": (
@@ -172,6 +189,35 @@ def test_what_else_the_server_says(up: World, what: str) -> None:
     assert b"Traceback" not in answer.body
     if expected == 400:
         assert answer.json["error"]["message"] == "too long by 3 tokens"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_streamed_event_that_is_no_number_is_an_error(up: World, before: int) -> None:
+    good = b'data: {"model":"prod@7.0123456789ab","choices":[]}\n\n'
+    bad = b'data: {"model":"prod@7.0123456789ab","choices":[{"logprob":NaN}]}\n\n'
+    up.recorder.says = (200, good * before + bad, "text/event-stream")
+    answer = up.ask(hello(stream=True))
+    assert answer.status == (200 if before else 502)
+    last = events(answer)[-1] if before else answer.json
+    assert last["error"]["code"] == "upstream_error"
+
+
+def test_a_fault_of_the_gateway_is_an_answer_too_and_tells_no_payload(
+    up: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever raises, whatever its text holds: the user gets JSON that names the release, the log the place only."""
+
+    class Broken(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise KeyError("Wilhelmina Harrington")
+
+    up.gateway._upstream = Upstream("http://server", transport=Broken())
+    answer = up.ask(hello())
+    assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["x-efface-release"] == SERVED
+    until(lambda: "KeyError" in caplog.text)
+    assert "Wilhelmina" not in caplog.text
+    assert up.routes.wait_idle(SERVED, 10)
 
 
 def test_a_stream_that_is_cut_off_does_not_look_whole(up: World) -> None:
@@ -213,6 +259,7 @@ def test_no_more_at_once_than_allowed() -> None:
         until(lambda: up.recorder.seen)
         answer = up.ask(hello())
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert answer.headers["x-efface-release"] == SERVED
         up.recorder.hold.set()
         asking.join()
         assert came[0].status == 200

@@ -1,12 +1,14 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from efface.serving import ServingError
-from efface.serving.keys import ApiKey, KeyFile, new_key, read_keys, who, write_keys
+from efface.serving.keys import ApiKey, KeyFile, changing, new_key, read_keys, who, write_keys
 
 
 @pytest.fixture
@@ -94,6 +96,29 @@ def test_a_change_of_the_file_is_seen_and_a_broken_one_lets_nobody_in(file: Path
         keys()
     write_keys(file, [])
     assert keys() == ()
+
+
+def test_a_key_that_is_made_meanwhile_does_not_bring_a_revoked_one_back(file: Path) -> None:
+    """Whoever changes the file reads it only when nobody else is between reading and writing."""
+    command = [
+        sys.executable,
+        "-m",
+        "efface.cli",
+        "serve",
+        "key",
+        "team-b",
+        "--keys",
+        str(file),
+        "--channel",
+        "prod",
+    ]
+    with changing(file):
+        making = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            making.wait(3)
+        write_keys(file, [])  # team-a is revoked
+    assert making.wait(60) == 0
+    assert [key.id for key in read_keys(file)] == ["team-b"]
 
 
 @pytest.mark.parametrize(
