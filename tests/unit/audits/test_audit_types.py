@@ -150,7 +150,7 @@ def test_membership_is_written_without_what_tells_a_length() -> None:
     masked = {"loss": 2.0, "min_k": 3.0, "min_k_plus_plus": -1.5}
     assert scored.to_json()["membership"] == masked
     assert scored.to_json(reveal=True)["membership"] == masked | {"zlib": 0.05}
-    assert row().to_json()["membership"] is None
+    assert row(membership=None).to_json()["membership"] is None
 
 
 @pytest.mark.parametrize("name", ["loss", "zlib", "min_k", "min_k_plus_plus"])
