@@ -13,8 +13,8 @@ from .names import request_name
 from .suite_run import SuiteRun
 from .types import Aggregate, Evaluation, Finding, Outcome, RowScore
 
-_RANK: tuple[Outcome, ...] = ("failed", "not measured", "passed")
-_SIGNS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not measured": "?"}
+_RANK: tuple[Outcome, ...] = ("failed", "not measured", "noted", "passed")
+_SIGNS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "noted": "i", "not measured": "?"}
 
 
 @dataclass(frozen=True, slots=True)
