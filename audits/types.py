@@ -251,7 +251,7 @@ class Finding:
 
 
 def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
-    """Return "pass" when at least one gate passed and none failed; what was only noted, or not measured, passes nothing."""
+    """Return "pass" when at least one gate passed and none failed; findings of other outcomes pass nothing."""
     measured = any(finding.passed for finding in findings)
     failed = any(finding.outcome == "failed" for finding in findings)
     return "pass" if measured and not failed else "fail"

@@ -25,7 +25,7 @@ AttackName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/%+-]{0,63}$")]
 PARTS: Mapping[Part, str] = MappingProxyType(
     {
         "rows": "every row of every group once: probability, extraction strength, ROUGE-L, keywords, fluency",
-        "scope": "how far the forgetting reaches, and whether it went too far: over-unlearning, kinds of rows not given",
+        "scope": "whether the forgetting went too far, either side of zero, and which kinds of rows nobody gave",
         "membership": "whether the forget rows look like members: loss, zlib, Min-K, Min-K++, reference",
         "drift": "how far kept rows moved: log-probability and KL per token",
         "patching": "whether the hidden states still hold what the answers do not say",
