@@ -24,10 +24,10 @@ TEXTS = ("prompt", "reference", "answer")
 
 
 class MembershipDocument(TypedDict):
-    """Membership scores of a row: higher is less like a row that was trained on."""
+    """Membership scores of a row: higher is less like a row trained on. `zlib` only where `masked` is false."""
 
     loss: float
-    zlib: float
+    zlib: NotRequired[float]
     min_k: float
     min_k_plus_plus: float
 

@@ -199,7 +199,7 @@ def _score(probe: Probe, figures: Mapping[str, Any]) -> RowScore:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Membership):
-        return value.to_json(reveal=True)  # all of it: a score without one is none
+        return value.to_json(reveal=True)  # with the score that reports leave out: a cache is read back whole
     return value.item() if hasattr(value, "item") else value
 
 

@@ -157,7 +157,8 @@ def described(db: Tables, kind: str, about: str) -> Mapping[str, Any]:
     if kind == "audit":
         audit = audits.load(db, about)
         names = ("composition", "precision", "suite", "seed", "verdict", "report", "environment")
-        named = {} if audit.requests is None else {"requests": list(audit.requests)}
+        named: dict[str, Any] = {} if audit.requests is None else {"requests": list(audit.requests)}
+        named |= {} if audit.gates is None else {"gates": dict(audit.gates)}
         return {"v": 1, **{name: getattr(audit, name) for name in names}, **named}
     row = _release_row(db, about)
     if row["audit"] is None:

@@ -65,6 +65,7 @@ class Ran:
 
     @property
     def json(self) -> Any:
+        assert self.out, self.err  # says why nothing came
         return json.loads(self.out)
 
 

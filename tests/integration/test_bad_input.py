@@ -355,16 +355,16 @@ BOUND: dict[str, tuple[Arguments, str]] = {
     "an audit by another word": (lambda _: ["audit", "show", GONE], "6 of its hex digits"),
     "unknown state": (lambda _: ["request", "list", "--state", "GONE"], "RECEIVED"),
     "unknown suite": (
-        lambda at: ["audit", "run", "--release", "prod", "--suite", GONE, *at.using()],
-        "expected a YAML file or one of quick",
+        lambda at: ["audit", "run", "--release", "prod", "--suite", "quik", *at.using()],
+        "did you mean 'quick'",
     ),
     "nothing to audit": (
         lambda at: ["audit", "run", *at.using()],
-        "either --release CHANNEL, --adapter DIR or --against BASE",
+        "--release CHANNEL, --adapter DIR or --against BASE",
     ),
     "two things to audit": (
         lambda at: at.auditing("adapters/good", "--release", "prod"),
-        "either --release CHANNEL, --adapter DIR or --against BASE",
+        "--release CHANNEL, --adapter DIR or --against BASE",
     ),
     "an adapter without rows": (
         lambda at: ["audit", "run", "--adapter", at / "adapters" / "good", *at.using()],

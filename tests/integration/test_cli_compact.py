@@ -137,3 +137,25 @@ def test_a_gate_on_attacks_is_met_by_a_suite_that_makes_them(place: Path, tiny_l
     served = checked(home, "release", "compact", "prod", made, *asked)
     assert served["state"] == "ACTIVE"
     assert checked(home, "verify")
+
+
+def test_a_stack_is_balanced_and_a_request_takes_the_balance_along(place: Path, tiny_llama: Path) -> None:
+    home = place / "registry"
+    planned = checked(home, "release", "balance", "prod")
+    assert (planned["done"], planned["plan"]["requests"]) == (False, [ONE, TWO])
+    without = efface("release", "balance", "prod", "--yes", "--registry", home)
+    assert (without.code, "--yes needs --model" in without.err) == (2, True)
+    small = ("--rank", 1, "--steps", 2, "--yes")
+    done = checked(home, "release", "balance", "prod", *small, *using(place, tiny_llama))
+    assert (done["done"], done["release"]["state"]) == (True, "ACTIVE")
+    assert done["release"]["requests"] == [ONE, TWO]
+    made = checked(home, "adapter", "show", done["adapter"])
+    assert (made["requests"], made["facts"]["held_down"], made["facts"]["rank"]) == ([], [ONE, TWO], 1)
+    again = checked(home, "release", "balance", "prod")
+    assert again["plan"]["replaces"] == [done["adapter"]]
+    words = ("release", "rollback", "prod", "--remove", ONE, "--reason", "settled")
+    refused = efface(*words, *using(place, tiny_llama), "--registry", home)
+    assert (refused.code, "--drop-repairs" in refused.err) == (2, True)
+    back = checked(home, *words, "--drop-repairs", *using(place, tiny_llama))
+    assert (back["requests"], len(back["composition"]["parts"])) == ([TWO], 1)
+    assert checked(home, "verify")

@@ -33,6 +33,7 @@ WITH_A_MODEL = {
     "adapter compact",
     "release compact",
     "release repair",
+    "release balance",
     "release pull",
     "audit run",
     "audit reversible",
