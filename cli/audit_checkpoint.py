@@ -103,7 +103,8 @@ def claimed(claim: str | None, evidence: Sequence[str], against: str | None) -> 
             "--claim and --evidence go with --against: what an adapter does is suppress, and a request's claim is "
             "recorded with `efface request evidence`"
         )
-    found = next((one for one in CLAIMS if one == (claim or "consolidated")), None)
+    known: dict[str, Claim] = {one: one for one in CLAIMS}
+    found = known.get(claim or "consolidated")
     if found is None:
         raise typer.BadParameter(f"expected --claim {', '.join(CLAIMS)}, got {claim!r}")
     if found == "erased" and not any(text.strip() for text in evidence):
