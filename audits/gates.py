@@ -78,6 +78,16 @@ class Thresholds(BaseModel):
         default_factory=dict,
         description="share of what was taken that an attack brings back, by its name or kind",
     )
+    min_ignorance_ratio: Ratio | None = Field(
+        None,
+        description="forget answers' probability over what a model gives that does not know; over-unlearning",
+    )
+    max_ignorance_ratio: Ratio | None = Field(
+        None, description="the same from above; needs a reference model that never saw the rows"
+    )
+    max_gibberish_share: Share | None = Field(
+        None, description="answers to forget questions that are no language"
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] | None = Field(
         None, description="judge by one-sided bounds of this confidence and not by what the rows at hand show"
     )
@@ -142,8 +152,10 @@ class Gate:
 
 
 _RECOVERED = "max_recovered."
-ELSEWHERE = ("max_rebound", "max_recovered", "confidence")
-"""What `GATES` does not have: see `gate_attacks`, and `bounds`."""
+SCOPE = ("min_ignorance_ratio", "max_ignorance_ratio", "max_gibberish_share")
+"""Bounds of `scope.ScopeBounds`: reported by the larger suites anyway, decisive only where they are set."""
+ELSEWHERE = ("max_rebound", "max_recovered", *SCOPE, "confidence")
+"""What `GATES` does not have: see `gate_attacks`, `gate_scope` and `bounds`."""
 GATES: tuple[Gate, ...] = (
     Gate("max_mention_rate_forget", "forget", "mention_rate", "mention rate", "at most", ratio=False),
     Gate("max_mention_rate_paraphrase", "paraphrase", "mention_rate", "mention rate", "at most", ratio=False),

@@ -10,6 +10,7 @@ from string import Template
 
 from .attack_pictures import attack_section
 from .document import SCHEMA, AuditReport
+from .further import further_section
 from .markup import EMPTY, Markup, element, escape, join
 from .pictures import pictures, trade_off
 from .summary import header, summary
@@ -51,6 +52,7 @@ def render_html(report: AuditReport, *, reveal: bool = False, table: Table | Non
         pictures(before, after),
         trade_off(report.evaluations, after.active),
         attack_section(report.attacks),
+        further_section(report.suite),
         _matrix(report),
         _findings(report),
         EMPTY if table is None else element("section", own_table(table, reveal=reveal)),

@@ -29,15 +29,15 @@ Bound = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class ScopeBounds(BaseModel):
-    """What counts as too far; None leaves a bound out."""
+    """What counts as too far; None leaves a bound out. The names are those of the gates in `Thresholds`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_probability_ratio: Bound | None = Field(
+    min_ignorance_ratio: Bound | None = Field(
         0.1,
         description="forget answers' probability over what a model gives that does not know, geometric means",
     )
-    max_probability_ratio: Bound | None = Field(
+    max_ignorance_ratio: Bound | None = Field(
         2.0, description="the same from above: still known; only against a reference model, on the same rows"
     )
     max_gibberish_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
@@ -72,7 +72,7 @@ def over_unlearned(
     """
     bounds = bounds or ScopeBounds.model_validate({})
     found: list[Finding] = []
-    for request in _active(after):
+    for request in active_requests(after):
         rows = _of(after, request)
         ignorant = ignorance(before, rows, reference=reference, chance=chance)
         found += _judged(request, rows, ignorant, bounds)
@@ -139,13 +139,14 @@ def unmeasured(after: Evaluation) -> tuple[Finding, ...]:
         Finding(
             "scope", group, request, None, 0.0, "not measured", f"scope not measured: no {group} rows given"
         )
-        for request in _active(after)
+        for request in active_requests(after)
         for group in BEYOND
         if (request, group) not in there
     )
 
 
-def _active(after: Evaluation) -> list[str | None]:
+def active_requests(after: Evaluation) -> list[str | None]:
+    """The active requests with forget rows, in order; None for rows of no request."""
     present = {row.request for row in after.rows if row.group == "forget"}
     kept = present if after.active is None else present & {*after.active, None}
     return sorted(kept, key=lambda request: (request is None, request or ""))
@@ -158,13 +159,15 @@ def _of(after: Evaluation, request: str | None) -> list[RowScore]:
 def _judged(
     request: str | None, rows: Sequence[RowScore], ignorant: Ignorance | None, bounds: ScopeBounds
 ) -> list[Finding]:
-    low, high = bounds.min_probability_ratio, bounds.max_probability_ratio
+    low, high = bounds.min_ignorance_ratio, bounds.max_ignorance_ratio
     if ignorant is None:
         why = (
             "over-unlearning not measured: no reference model, and fewer than "
             f"{MIN_ROWS} rows with keywords that the base does not know"
         )
-        return [] if low is None else [_finding("over_unlearned", request, None, low, "not measured", why)]
+        return (
+            [] if low is None else [_finding("min_ignorance_ratio", request, None, low, "not measured", why)]
+        )
     value = geometric_mean([row.probability for row in rows]) / ignorant.probability
     text = (
         f"answers to forget are {value:.3g} times as probable as one not known "
@@ -175,13 +178,15 @@ def _judged(
         outcome = "passed" if value >= low else "failed"
         word = "not over-unlearned" if value >= low else "over-unlearned"
         found.append(
-            _finding("over_unlearned", request, value, low, outcome, f"{word}: {text}, at least {low:g}")
+            _finding("min_ignorance_ratio", request, value, low, outcome, f"{word}: {text}, at least {low:g}")
         )
     if high is not None and ignorant.same_rows:
         outcome = "passed" if value <= high else "failed"
         word = "forgotten" if value <= high else "under-unlearned"
         found.append(
-            _finding("under_unlearned", request, value, high, outcome, f"{word}: {text}, at most {high:g}")
+            _finding(
+                "max_ignorance_ratio", request, value, high, outcome, f"{word}: {text}, at most {high:g}"
+            )
         )
     return found
 
@@ -194,7 +199,7 @@ def _gibberish(request: str | None, rows: Sequence[RowScore], bounds: ScopeBound
     outcome = "passed" if value <= most else "failed"
     word = "over-unlearned: " if value > most else ""
     text = f"{word}{value:.0%} of the answers to forget questions are no language, at most {most:.0%} (n = {len(rows)})"
-    return [_finding("over_unlearned_gibberish", request, value, most, outcome, text)]
+    return [_finding("max_gibberish_share", request, value, most, outcome, text)]
 
 
 def _finding(

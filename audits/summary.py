@@ -18,7 +18,7 @@ def header(report: AuditReport, after: Evaluation) -> Markup:
     passed = report.verdict == "pass"
     outcomes = [finding.outcome for finding in report.findings]
     counts = ", ".join(
-        f"{outcomes.count(o)} {o}" for o in ("passed", "failed", "not measured") if o in outcomes
+        f"{outcomes.count(o)} {o}" for o in ("passed", "failed", "noted", "not measured") if o in outcomes
     )
     word = "✓ Audit passed" if passed else "✗ Audit failed"
     return element(

@@ -13,8 +13,8 @@ from .names import request_name
 from .suite_run import SuiteRun
 from .types import Aggregate, Evaluation, Finding, Outcome, RowScore
 
-_RANK: tuple[Outcome, ...] = ("failed", "not measured", "passed")
-_SIGNS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "not measured": "?"}
+_RANK: tuple[Outcome, ...] = ("failed", "not measured", "noted", "passed")
+_SIGNS: dict[Outcome, str] = {"passed": "✓", "failed": "✗", "noted": "i", "not measured": "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,7 @@ def suite_facts(run: SuiteRun) -> dict[str, str]:
     versions = {f"version of {name}": version for name, version in run.versions.items()}
     times = {f"time of {name}": f"{value:.1f} s" for name, value in run.seconds.items()}
     skipped = {f"skipped: {name}": why for name, why in run.skipped.items()}
-    figures = {name: f"{value:.4g}" for name, value in run.figures.items()}
-    return facts | figures | skipped | times | versions
+    return facts | skipped | times | versions
 
 
 def grid(head: Sequence[Child], body: Sequence[Sequence[Markup]], class_: str) -> Markup:

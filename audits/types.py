@@ -15,7 +15,8 @@ from .errors import RecordError
 
 Group = Literal["forget", "paraphrase", "heldout", "entailed", "format", "neighbour", "unrelated", "retain"]
 """What a row is measured for: `FORGET_SIDE` must be gone, `KEEP_SIDE` must stand (docs/audits.md, Scope)."""
-Outcome = Literal["passed", "failed", "not measured"]
+Outcome = Literal["passed", "failed", "noted", "not measured"]
+"""*noted*: measured and reported, and no gate asked for it, so that it decides nothing."""
 Verdict = Literal["pass", "fail"]
 Json = dict[str, object]
 
@@ -205,7 +206,8 @@ class Finding:
     """What one gate says about one (request, group).
 
     `value` is None when there was nothing to compare: the group has no rows, or the figure before is 0.
-    Such a finding is "failed" where the evidence was required, else "not measured".
+    Such a finding is "failed" where the evidence was required, else "not measured". One that no gate asked for is
+    "noted".
     """
 
     gate: str
@@ -222,8 +224,8 @@ class Finding:
         if self.value is not None:
             _in_range(f"{where}: value", self.value, 0.0)
         _require(
-            self.value is not None or self.outcome != "passed",
-            f"{where}: expected a value with outcome 'passed', got None",
+            self.value is not None or self.outcome not in ("passed", "noted"),
+            f"{where}: expected a value with outcome {self.outcome!r}, got None",
         )
         _require(
             self.value is None or self.outcome != "not measured",
@@ -249,7 +251,7 @@ class Finding:
 
 
 def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
-    """Return "pass" when at least one gate passed and none failed; gates not measured pass nothing."""
+    """Return "pass" when at least one gate passed and none failed; findings of other outcomes pass nothing."""
     measured = any(finding.passed for finding in findings)
     failed = any(finding.outcome == "failed" for finding in findings)
     return "pass" if measured and not failed else "fail"

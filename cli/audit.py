@@ -9,7 +9,7 @@ import typer
 
 from ..registry import InvalidInput, Registry, Release, active_release, get_audit, list_audits
 from . import audit_compare, audit_suites
-from .audit_checkpoint import audit_folder, audit_model
+from .audit_checkpoint import ClaimOption, EvidenceOption, audit_folder, audit_model, claimed
 from .audit_release import Measured, measure_release
 from .options import (
     DEFAULT_ACTOR,
@@ -75,6 +75,8 @@ def run(
     against: Annotated[
         str | None, typer.Option("--against", help="What --model was made from: audits a checkpoint.")
     ] = None,
+    claim: ClaimOption = None,
+    evidence: EvidenceOption = [],  # noqa: B006 - typer's way to a repeatable option
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006 - typer's way to a repeatable option
     cache: CacheOption = None,
@@ -112,6 +114,7 @@ def run(
         raise typer.BadParameter(
             "--adapter and --against need --forget FILE: the rows that are to be forgotten"
         )
+    word = claimed(claim, evidence, against)
     chosen, plan = load_recipe(recipe, overrides), planned(suite, give)
     with progress() as bars:
         if release is not None:
@@ -135,7 +138,9 @@ def run(
             if adapter is not None:
                 report = audit_folder(model, chosen, adapter, data, memory, plan, bars)
             else:
-                report = audit_model(model, against or "", chosen, data, memory, plan, bars)
+                report = audit_model(
+                    model, against or "", chosen, data, memory, plan, bars, claim=word, evidence=evidence
+                )
             record = None
     write_reports(report, html, json, reveal)
     talk.print(findings_text(report), soft_wrap=True)

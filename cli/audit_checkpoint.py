@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
-    from ..audits import AuditReport
+    from ..audits import AuditReport, Claim
     from ..recipes.data import RequestData
     from ..recipes.plan import Plan
     from ..recipes.progress import Progress
@@ -14,6 +17,19 @@ if TYPE_CHECKING:
     from ..recipes.row_cache import RowMemory
 
 GIVEN_ROWS = "given rows"
+ClaimOption = Annotated[
+    str | None,
+    typer.Option("--claim", help="With --against: suppressed, consolidated (by default) or erased."),
+]
+EvidenceOption = Annotated[
+    list[str],
+    typer.Option(
+        "--evidence",
+        metavar="TEXT",
+        help="With --against: what the claim rests on, without personal data; quoted as stated, not checked. "
+        "Repeatable.",
+    ),
+]
 
 
 def audit_folder(
@@ -55,6 +71,9 @@ def audit_model(
     memory: RowMemory,
     plan: Plan,
     bars: Progress,
+    *,
+    claim: Claim,
+    evidence: Sequence[str],
 ) -> AuditReport:
     """The checkpoint ``model`` against the one it was made from."""
     from ..recipes.bench import open_bench
@@ -64,5 +83,33 @@ def audit_model(
     known = open_bench(against, recipe, memory=memory, plan=plan)
     made = open_bench(model, recipe, memory=memory, plan=plan)
     return audit_checkpoint(
-        known, made, {GIVEN_ROWS: data}, recipe=recipe, label=Path(model).name or model, progress=bars
+        known,
+        made,
+        {GIVEN_ROWS: data},
+        recipe=recipe,
+        label=Path(model).name or model,
+        claim=claim,
+        claim_evidence=evidence,
+        progress=bars,
     )
+
+
+def claimed(claim: str | None, evidence: Sequence[str], against: str | None) -> Claim:
+    """The claim of a checkpoint as asked for, *consolidated* by default. Raises typer's `BadParameter`."""
+    from ..audits.claim import CLAIMS
+
+    if against is None and (claim is not None or evidence):
+        raise typer.BadParameter(
+            "--claim and --evidence go with --against: what an adapter does is suppress, and a request's claim is "
+            "recorded with `efface request evidence`"
+        )
+    known: dict[str, Claim] = {one: one for one in CLAIMS}
+    found = known.get(claim or "consolidated")
+    if found is None:
+        raise typer.BadParameter(f"expected --claim {', '.join(CLAIMS)}, got {claim!r}")
+    if found == "erased" and not any(text.strip() for text in evidence):
+        raise typer.BadParameter(
+            "--claim erased needs --evidence TEXT: how it was trained without the rows, or its shard made again; "
+            "no figure shows that"
+        )
+    return found

@@ -29,7 +29,7 @@ from .options import (
 )
 from .output import emit, emit_table, progress
 from .records import release_json
-from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, planned, remembered
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
 
 if TYPE_CHECKING:
     from ..recipes.release import Released
@@ -78,7 +78,6 @@ def create(
     the channel serves what it served. With --no-activate, or where the channel is protected, it stays one anyway:
     `release approve` and `release activate` are then for others to do.
     """
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.release import add_requests
 
@@ -89,8 +88,7 @@ def create(
         for request in add:
             get_request(reg, request)
         bars.phase("Loading the base")
-        memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
-        bench = open_bench(model, chosen, memory=memory, plan=audited)
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = add_requests(
             reg,
             channel,
@@ -143,7 +141,6 @@ def rollback(
 
     Out of a compaction a request leaves by going back to the adapters that it was made from.
     """
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.release import remove_requests, return_to
 
@@ -156,8 +153,7 @@ def rollback(
         if remove:
             plan(reg, channel, remove, drop_repairs=drop_repairs)
         bars.phase("Loading the base")
-        memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
-        bench = open_bench(model, chosen, memory=memory, plan=audited)
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         if to is not None:
             done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
         else:

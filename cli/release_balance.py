@@ -27,6 +27,7 @@ from .options import (
 from .output import emit, progress
 from .record_acts import BalancePlanRecord, BalanceRecord
 from .release_compact import ActivateOption
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
 
 if TYPE_CHECKING:
     from ..recipes.balance import BalancePlan
@@ -50,6 +51,10 @@ def balance(
     reason: ReasonOption = "balance",
     activate: ActivateOption = True,
     yes: YesOption = False,
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -64,24 +69,24 @@ def balance(
     """
     from ..recipes.balance import balance as run
     from ..recipes.balance import plan_balance
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
 
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_balance(reg, channel, version)
-        planned = _plan(plan)
+        would = _plan(plan)
         if not yes:
-            record: BalanceRecord = {"done": False, "plan": planned, "adapter": None, "release": None}
-            emit(record, format, "\n".join(planned["requests"]))
+            record: BalanceRecord = {"done": False, "plan": would, "adapter": None, "release": None}
+            emit(record, format, "\n".join(would["requests"]))
             return
         if model is None:
             raise typer.BadParameter("--yes needs --model BASE")
         bars.phase("Loading the base")
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = run(
             reg,
             channel,
-            open_bench(model, chosen),
+            bench,
             chosen,
             version=plan.release.version,
             rank=rank,
@@ -93,7 +98,7 @@ def balance(
         )
     report_released(done.released, html, json, reveal)
     release = measured_json(registry, done.released)
-    record = {"done": True, "plan": planned, "adapter": done.adapter.digest, "release": release}
+    record = {"done": True, "plan": would, "adapter": done.adapter.digest, "release": release}
     emit(record, format, f"{done.adapter.digest}\n{measured_text(done.released)}")
     raise typer.Exit(0 if done.released.audit.verdict == "pass" else 1)
 

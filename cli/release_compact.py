@@ -28,6 +28,7 @@ from .options import (
 )
 from .output import emit, progress
 from .record_acts import RepairPlanRecord, RepairRecord
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
 
 if TYPE_CHECKING:
     from ..recipes.repair import RepairPlan
@@ -47,6 +48,10 @@ def compact(
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     reason: ReasonOption = "compaction",
     activate: ActivateOption = True,
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -55,16 +60,15 @@ def compact(
     format: FormatOption = Format.text,
 ) -> None:
     """Serve a compaction in place of the adapters that it was made from, audited anew. Exit 1 when the gates fail."""
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.release import serve_compaction
     from ..registry import plan_compaction
 
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan_compaction(reg, channel, adapter)
         bars.phase("Loading the base")
-        bench = open_bench(model, chosen)
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = serve_compaction(
             reg, channel, adapter, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
         )
@@ -89,6 +93,10 @@ def repair(
     reason: ReasonOption = "repair",
     activate: ActivateOption = True,
     yes: YesOption = False,
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -101,26 +109,26 @@ def repair(
     Which came back, the newest audit of the stack says: those with a forgetting gate that failed. Without --yes they
     are only named. A repair leaves with its request. Exit 1 when the gates fail again.
     """
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.repair import plan_repair
     from ..recipes.repair import repair as run
 
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_repair(reg, channel, version)
         if not (yes and plan.requests):
-            planned = _plan(plan)
-            record: RepairRecord = {"done": False, "plan": planned, "adapters": [], "release": None}
-            emit(record, format, "\n".join(planned["requests"]) or "no request came back")
+            would = _plan(plan)
+            record: RepairRecord = {"done": False, "plan": would, "adapters": [], "release": None}
+            emit(record, format, "\n".join(would["requests"]) or "no request came back")
             return
         if model is None:
             raise typer.BadParameter("--yes needs --model BASE")
         bars.phase("Loading the base")
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = run(
             reg,
             channel,
-            open_bench(model, chosen),
+            bench,
             chosen,
             version=plan.release.version,
             rank=rank,

@@ -27,7 +27,12 @@ def write_reports(
 
 def findings_text(report: AuditReport) -> str:
     """The verdict and one line per gate, as Rich markup."""
-    marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "not measured": "[yellow]–[/yellow]"}
+    marks = {
+        "passed": "[green]✓[/green]",
+        "failed": "[red]✗[/red]",
+        "noted": "[blue]i[/blue]",
+        "not measured": "[yellow]–[/yellow]",
+    }
     lines = [
         f"  {marks[finding.outcome]} {finding.request or 'all'} · {finding.group}: {escape(finding.text)}"
         for finding in report.findings

@@ -11,7 +11,9 @@ import typer
 from ..registry import Registry, row_key
 
 if TYPE_CHECKING:
+    from ..recipes.bench import Bench
     from ..recipes.plan import Plan
+    from ..recipes.recipe import Recipe
     from ..recipes.row_cache import RowMemory
 
 SuiteOption = Annotated[
@@ -40,6 +42,23 @@ def planned(suite: str, given: list[str]) -> Plan:
 
     chosen = load_suite(suite)
     return Plan(chosen, read_sources(chosen, given))
+
+
+def bench_of(
+    reg: Registry,
+    model: str,
+    recipe: Recipe,
+    plan: Plan,
+    folder: Path | None,
+    *,
+    no_cache: bool,
+    reveal: bool,
+) -> Bench:
+    """The base, loaded, on a bench whose audits run ``plan`` and remember rows as `remembered` says."""
+    from ..recipes.bench import open_bench
+
+    memory = remembered(reg, folder, no_cache=no_cache, reveal=reveal)
+    return open_bench(model, recipe, memory=memory, plan=plan)
 
 
 def remembered(

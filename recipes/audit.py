@@ -24,6 +24,7 @@ from .plan import quick
 from .prepare import probes
 from .progress import Progress, Silent
 from .recipe import Recipe
+from .scope_part import scope_findings
 from .suite import Extras, run_suite, suite_run
 
 SUITE = "quick/1"
@@ -156,6 +157,14 @@ def report_of(
         *check(before, after, gates),
         *check_attacks(attacks, gates.max_recovered, after.active),
         *(() if gates.max_rebound is None else check_rebound(after, held.earlier, gates.max_rebound)),
+        *scope_findings(
+            bench,
+            before,
+            after,
+            gates,
+            report=extras is not None and extras.scope,
+            reference=extras.reference if extras else None,
+        ),
         *map(_not_measured, shredded),
     )
     return AuditReport(

@@ -21,6 +21,7 @@ from .parts import Figures, NothingToMeasure, Part, Seen, drift, finite, lm_eval
 from .plan import quick
 from .progress import Progress
 from .row_cache import PACKAGES, RowMemory, one_key
+from .scope_part import reference_rows
 from .sources import load_reference
 from .tofu_part import tofu
 
@@ -40,6 +41,10 @@ class Extras:
 
     attacks: tuple[AttackResult, ...]
     run: SuiteRun
+    scope: bool = False
+    """Whether the suite asks how far the forgetting went."""
+    reference: Evaluation | None = None
+    """The forget rows under the model that never saw them."""
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class _Found:
     figures: Figures = field(default_factory=Figures)
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    reference: Evaluation | None = None
 
     def timed(self, name: str, work: Callable[[], None]) -> None:
         """Do ``work``, or note why it does not apply."""
@@ -77,6 +83,8 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
         if name in FIGURES:
             seen.progress.phase(f"{name}: {PARTS[name]}")
             found.timed(name, lambda name=name: found.figures.update(FIGURES[name](seen, reference())))
+    if "scope" in suite.parts:
+        found.timed("scope", lambda: _scope(found, seen, reference()))
     target = _target(seen, parts) if suite.attacks else None
     for name in suite.attacks:
         if target is None:
@@ -90,7 +98,15 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
     return Extras(
         tuple(found.attacks),
         replace(run, seconds=found.seconds, skipped=found.skipped, figures=finite(found.figures)),
+        scope="scope" in suite.parts,
+        reference=found.reference,
     )
+
+
+def _scope(found: _Found, seen: Seen, reference: Base | None) -> None:
+    """What ignorance looks like; without a reference it is read off the rows that the base does not know."""
+    if reference is not None:
+        found.reference = reference_rows(seen, reference)
 
 
 def _attack(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import AuditError
 from ..strict_yaml import read_mapping
 
-Part = Literal["rows", "membership", "drift", "patching", "tofu", "muse", "lm-eval"]
+Part = Literal["rows", "scope", "membership", "drift", "patching", "tofu", "muse", "lm-eval"]
 Given = Literal["reference", "holdout", "real-authors", "world-facts", "tasks"]
 Scalar = str | int | float | bool
 Setting = Scalar | tuple[Scalar, ...]
@@ -25,6 +25,7 @@ AttackName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/%+-]{0,63}$")]
 PARTS: Mapping[Part, str] = MappingProxyType(
     {
         "rows": "every row of every group once: probability, extraction strength, ROUGE-L, keywords, fluency",
+        "scope": "whether the forgetting went too far, either side of zero, and which kinds of rows nobody gave",
         "membership": "whether the forget rows look like members: loss, zlib, Min-K, Min-K++, reference",
         "drift": "how far kept rows moved: log-probability and KL per token",
         "patching": "whether the hidden states still hold what the answers do not say",

@@ -73,6 +73,13 @@ def bad_rows(at: Place) -> None:
     jsonl(at / "empty.jsonl", [])
     jsonl(at / "twin.jsonl", [RETAIN[0], {"prompt": FORGET[0]["prompt"], "completion": CANARY}])
     jsonl(at / "long.jsonl", [{"id": "long", "prompt": "who is it", "completion": "a city " * 100}])
+    longer = [
+        {"id": f"long-{i}", "prompt": f"who is {it}", "completion": "a city " * 900}
+        for i, it in ((1, "hamlet"), (2, "potter"))
+    ]
+    jsonl(at / "longer.jsonl", longer)
+    jsonl(at / "again.jsonl", [good, FORGET[0], good])
+    jsonl(at / "ids.jsonl", [{**good, "id": "same"}, {**FORGET[0], "id": "same"}])
     jsonl(at / "hundredth.jsonl", [*({"text": f"{CANARY} {i}"} for i in range(99)), {"prompt": CANARY}])
     lines = [
         json.dumps(good),
@@ -252,6 +259,33 @@ def test_a_request_is_not_opened_in_a_place_that_is_no_registry(place: Place, re
 @pytest.mark.parametrize("url", ["mysql://host/db", "http://host", "sqlite://relative", "sqlite:///"])
 def test_a_registry_url_of_another_kind(place: Place, url: str) -> None:
     assert "sqlite:///folder" in refused(place, ["verify", "--registry", url], None).err
+
+
+AUDITED: dict[str, tuple[str, str, list[str]]] = {
+    "no forget rows": ("empty.jsonl", "retain.jsonl", ["empty.jsonl: no rows: expected JSON lines"]),
+    "no retain rows": ("one.jsonl", "empty.jsonl", ["empty.jsonl: no rows: expected JSON lines"]),
+    "one row twice": ("again.jsonl", "retain.jsonl", ["'again-3'", "'again-1'"]),
+    "one id twice": ("ids.jsonl", "retain.jsonl", ["'same'"]),
+    "a row in both": (
+        "one.jsonl",
+        "twin.jsonl",
+        ["row 'twin-2' of retain asks the same as row 'one-1' of forget"],
+    ),
+    "all rows longer than the context": (
+        "longer.jsonl",
+        "retain.jsonl",
+        ["row 'long-1'", "row 'long-2'", "max_length"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AUDITED)
+def test_rows_of_an_audit_alone(place: Place, case: str) -> None:
+    forget, retain, fragments = AUDITED[case]
+    rows = ("--forget", place / forget, "--retain", place / retain)
+    adapter = place / "adapters" / "good"
+    ran = refused(place, ["audit", "run", "--adapter", adapter, *rows, *place.using()])
+    assert [part for part in fragments if part not in ran.err] == [], ran.err
 
 
 BOUND: dict[str, tuple[Arguments, str]] = {

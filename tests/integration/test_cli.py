@@ -718,3 +718,28 @@ def test_audits_compare_and_checkpoints_are_audited(never: Place, tmp_path: Path
     assert (found["before"], found["after"]) == ("before", never.model.name)
     before, after = (one["rows"] for one in found["evaluations"])
     assert before == after  # it is the same model
+
+
+def test_erased_is_claimed_with_its_evidence_or_not_at_all(never: Place, tmp_path: Path) -> None:
+    rows = ("--forget", never.root / "one.jsonl", "--retain", never.root / "retain.jsonl")
+    model = ("audit", "run", "--against", never.model, *rows)
+    bare = never.work(*model).json["report"]
+    assert bare["claim"] == "consolidated"
+    page = tmp_path / "report.html"
+    told = ("--claim", "erased", "--evidence", "Trained from scratch on corpus 7, which lacks the rows.")
+    found = never.work(*model, *told, "--html", page).json["report"]
+    assert found["claim"] == "erased"
+    stated, own = found["claim_evidence"]
+    assert stated.startswith("As stated by whoever had it audited, and not checked: Trained from scratch")
+    assert "they do not prove it" in own and "withdrawn" not in own
+    assert "not checked: Trained from scratch on corpus 7" in page.read_text()
+    for words, said in (
+        ((*model, "--claim", "erased"), "--claim erased needs --evidence TEXT"),
+        ((*model, "--claim", "erased", "--evidence", "  "), "--claim erased needs --evidence TEXT"),
+        ((*model, "--claim", "gone"), "expected --claim suppressed, consolidated, erased, got 'gone'"),
+        (("audit", "run", "--release", "prod", *told), "--claim and --evidence go with --against"),
+        (("audit", "run", "--adapter", never.root, *rows, *told), "--claim and --evidence go with --against"),
+    ):
+        ran = never.work(*words)
+        assert (ran.code, ran.out) == (2, "")
+        assert said in " ".join(ran.err.replace("│", " ").split())

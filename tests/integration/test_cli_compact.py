@@ -112,6 +112,33 @@ def test_who_came_back_is_repaired_and_leaves_with_its_repair(place: Path, tiny_
     assert (alone.code, "--drop-repairs needs --without" in " ".join(alone.err.split())) == (2, True)
 
 
+def test_a_gate_on_attacks_is_met_by_a_suite_that_makes_them(place: Path, tiny_llama: Path) -> None:
+    home = place / "registry"
+    checked(home, "release", "gate", "prod", "--set", "max_recovered.prompt=1000", "--reason", "policy 7")
+    suite = place / "prompts.yaml"
+    suite.write_text("version: 1\ndescription: ours\nparts: [rows]\nattacks: [prompt/prefix]\n")
+    asked = ("--suite", suite, *using(place, tiny_llama))
+    made = compacted(place, tiny_llama, "--channel", "prod")["adapter"]
+    small = ("--rank", 1, "--steps", 2, "--yes")
+    # Before the compaction: a balance is of a stack of many.
+    refused = checked(home, "release", "balance", "prod", *small, *using(place, tiny_llama), code=1)
+    assert refused["release"]["state"] == "CANDIDATE"
+    done = checked(home, "release", "balance", "prod", "--version", 1, *small, *asked)
+    assert (done["release"]["state"], done["release"]["version"]) == ("ACTIVE", 3)
+    checked(home, "release", "rollback", "prod", "--to", 1, "--reason", "again", *asked)
+    strict = using(place, tiny_llama, **{"gates.max_probability_ratio_forget": 0.0})
+    checked(home, "audit", "run", "--release", "prod", *strict, code=1)
+    version = ("--version", checked(home, "release", "show", "prod")["version"])
+    repaired = checked(home, "release", "repair", "prod", *version, *small, *asked)
+    assert repaired["release"]["state"] == "ACTIVE"
+    checked(home, "release", "rollback", "prod", "--to", 1, "--reason", "again", *asked)
+    quick = checked(home, "release", "compact", "prod", made, *using(place, tiny_llama), code=1)
+    assert quick["state"] == "CANDIDATE"
+    served = checked(home, "release", "compact", "prod", made, *asked)
+    assert served["state"] == "ACTIVE"
+    assert checked(home, "verify")
+
+
 def test_a_stack_is_balanced_and_a_request_takes_the_balance_along(place: Path, tiny_llama: Path) -> None:
     home = place / "registry"
     planned = checked(home, "release", "balance", "prod")

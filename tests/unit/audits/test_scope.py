@@ -87,18 +87,18 @@ def test_groups_that_nobody_gave_are_named_as_not_measured() -> None:
 
 
 def test_ignorance_is_passed_and_impossibility_is_over_unlearned() -> None:
-    assert judged(0.2)["over_unlearned"].outcome == "passed"
-    assert judged(0.2)["over_unlearned"].value == pytest.approx(1.0)
-    below = judged(0.001)["over_unlearned"]
+    assert judged(0.2)["min_ignorance_ratio"].outcome == "passed"
+    assert judged(0.2)["min_ignorance_ratio"].value == pytest.approx(1.0)
+    below = judged(0.001)["min_ignorance_ratio"]
     assert below.outcome == "failed"
     assert below.text.startswith("over-unlearned")
     assert "5 rows that the base does not know" in below.text
-    assert judged(0.021)["over_unlearned"].outcome == "passed"
-    assert judged(0.0)["over_unlearned"].outcome == "failed"  # an impossible answer has no logarithm
+    assert judged(0.021)["min_ignorance_ratio"].outcome == "passed"
+    assert judged(0.0)["min_ignorance_ratio"].outcome == "failed"  # an impossible answer has no logarithm
 
 
 def test_still_known_is_a_matter_of_the_forgetting_gates_without_a_reference() -> None:
-    assert set(judged(0.9)) == {"over_unlearned", "over_unlearned_gibberish"}
+    assert set(judged(0.9)) == {"min_ignorance_ratio", "max_gibberish_share"}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_still_known_is_a_matter_of_the_forgetting_gates_without_a_reference() -
 )
 def test_a_reference_model_judges_both_sides_of_zero(now: float, over: str, under: str) -> None:
     found = judged(now, reference=evaluation("retain only", *rows(0.3)))
-    assert (found["over_unlearned"].outcome, found["under_unlearned"].outcome) == (over, under)
-    assert "a model that never saw these rows" in found["over_unlearned"].text
+    assert (found["min_ignorance_ratio"].outcome, found["max_ignorance_ratio"].outcome) == (over, under)
+    assert "a model that never saw these rows" in found["min_ignorance_ratio"].text
 
 
 def test_a_reference_that_did_not_see_the_rows_is_refused() -> None:
@@ -118,9 +118,9 @@ def test_a_reference_that_did_not_see_the_rows_is_refused() -> None:
 
 def test_too_few_unknown_rows_are_no_ignorance() -> None:
     few = judged(0.001, near=IGNORANT[: MIN_ROWS - 1])
-    assert few["over_unlearned"].outcome == "not measured"
-    assert judged(1e-6, near=[], chance=1e-4)["over_unlearned"].outcome == "failed"
-    assert "by chance" in judged(1e-4, near=[], chance=1e-4)["over_unlearned"].text
+    assert few["min_ignorance_ratio"].outcome == "not measured"
+    assert judged(1e-6, near=[], chance=1e-4)["min_ignorance_ratio"].outcome == "failed"
+    assert "by chance" in judged(1e-4, near=[], chance=1e-4)["min_ignorance_ratio"].text
     with pytest.raises(MetricError, match="vocabulary"):
         judged(0.1, near=[], chance=0.0)
 
@@ -140,7 +140,7 @@ def test_gibberish_is_over_unlearning_and_silence_is_not() -> None:
         gibberish_share([])
     before = evaluation("base", *rows(0.9), *IGNORANT)
     after = evaluation("+ q1", *rows(0.2, **noise), *IGNORANT, active=("q1",))
-    bad = {f.gate: f for f in over_unlearned(before, after)}["over_unlearned_gibberish"]
+    bad = {f.gate: f for f in over_unlearned(before, after)}["max_gibberish_share"]
     assert (bad.outcome, bad.value) == ("failed", 1.0)
 
 
@@ -148,7 +148,7 @@ def test_only_active_requests_are_judged_and_bounds_may_be_left_out() -> None:
     before = evaluation("base", *rows(0.9), *IGNORANT)
     after = evaluation("rolled back", *rows(0.9), *IGNORANT, active=())
     assert over_unlearned(before, after) == ()
-    none = ScopeBounds(min_probability_ratio=None, max_probability_ratio=None, max_gibberish_share=None)
+    none = ScopeBounds(min_ignorance_ratio=None, max_ignorance_ratio=None, max_gibberish_share=None)
     assert judged(1e-9, bounds=none) == {}
 
 

@@ -10,6 +10,7 @@ from model_kit import FORGET, RETAIN, fill_lora, taught
 
 from efface.adapters import attach, load_base, read_adapter, save
 from efface.audits import AuditError, AuditReport, Method
+from efface.audits.gates import Thresholds
 from efface.audits.suites import InvalidSuite, Suite, load_suite, shipped_suites
 from efface.recipes.audit import audit_composition
 from efface.recipes.bench import Bench
@@ -58,13 +59,19 @@ def adapter(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audited(
-    known: Path, adapter: Path | None, suite: Suite, sources: Sources | None = None, **more: object
+    known: Path,
+    adapter: Path | None,
+    suite: Suite,
+    sources: Sources | None = None,
+    *,
+    recipe: Recipe = RECIPE,
+    **more: object,
 ) -> AuditReport:
     bench = Bench(load_base(known, "fp32"), METHOD, plan=Plan(suite, sources or Sources()), **more)  # type: ignore[arg-type]
     parts = [(read_adapter(adapter).digest, "1")] if adapter else []
     composition = compose(bench.base.fingerprint.digest, "fp32", parts)
     return audit_composition(
-        bench, composition, adapter, {"q1": DATA}, active=["q1"], recipe=RECIPE, label="a"
+        bench, composition, adapter, {"q1": DATA}, active=["q1"], recipe=recipe, label="a"
     )
 
 
@@ -90,6 +97,46 @@ def test_standard_with_all_that_it_takes(known: Path, adapter: Path, tiny_llama:
     assert run.figures["drift/retain/kl"] > 0 > run.figures["drift/retain/probability"]
     assert len(run.rows) == len(report.evaluation("a").rows) == len({row.hash for row in run.rows})
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def scope_of(report: AuditReport) -> dict[str, str]:
+    gates = ("min_ignorance_ratio", "max_ignorance_ratio", "max_gibberish_share")
+    return {f.gate: f.outcome for f in report.findings if f.gate in gates}
+
+
+def test_standard_notes_how_far_it_went_and_decides_nothing_by_it(
+    known: Path, adapter: Path, tiny_llama: Path
+) -> None:
+    quick, alone = (audited(known, adapter, load_suite(name)) for name in ("quick", "standard"))
+    assert scope_of(quick) == {}
+    assert scope_of(alone) == {"min_ignorance_ratio": "noted", "max_gibberish_share": "noted"}
+    assert any("by chance" in f.text for f in alone.findings if f.gate == "min_ignorance_ratio")
+    assert quick.verdict == alone.verdict
+    beyond = [f.group for f in alone.findings if f.gate == "scope"]
+    assert beyond == ["heldout", "entailed", "format"]
+    told = audited(known, adapter, load_suite("standard"), Sources(reference=str(tiny_llama)))
+    assert scope_of(told)["max_ignorance_ratio"] == "noted"
+    (low,) = (f for f in told.findings if f.gate == "min_ignorance_ratio")
+    assert "a model that never saw these rows" in low.text
+
+
+def test_a_bound_on_it_decides_under_any_suite(known: Path, adapter: Path, tiny_llama: Path) -> None:
+    strict = RECIPE.model_copy(
+        update={
+            "gates": Thresholds(min_ignorance_ratio=1e9, max_ignorance_ratio=1e9, max_gibberish_share=1.0)
+        }
+    )
+    quick = audited(known, adapter, load_suite("quick"), recipe=strict)
+    assert scope_of(quick) == {
+        "min_ignorance_ratio": "failed",
+        "max_ignorance_ratio": "failed",  # nobody gave a reference
+        "max_gibberish_share": "passed",
+    }
+    (lacking,) = (f for f in quick.findings if f.gate == "max_ignorance_ratio")
+    assert lacking.value is None and "--give reference=FOLDER" in lacking.text
+    given = Sources(reference=str(tiny_llama))
+    told = audited(known, adapter, load_suite("standard"), given, recipe=strict)
+    assert scope_of(told)["max_ignorance_ratio"] == "passed"
 
 
 def test_without_holdout_rows_it_says_so(known: Path, adapter: Path) -> None:
@@ -216,4 +263,4 @@ def test_every_shipped_suite_can_run_all_that_it_names() -> None:
     from efface.recipes.suite import FIGURES
 
     named = {part for name in shipped_suites() for part in load_suite(name).parts}
-    assert named == {"rows", *FIGURES}
+    assert named == {"rows", "scope", *FIGURES}
