@@ -37,11 +37,17 @@ VERSIONS = (0, 1, 2, 0, 2, 1, 0, 2)
 
 @pytest.fixture
 def server(vllm: Vllm) -> Iterator[VllmServer]:
+    """With nothing loaded: neither what another file left there, nor what this one leaves."""
     with VllmServer(vllm.url, admin_token=ADMIN) as one:
+        emptied(one)
         yield one
         if vllm.alive():
-            for name in one.loaded():
-                one.unload(name)
+            emptied(one)
+
+
+def emptied(server: VllmServer) -> None:
+    for name in server.loaded():
+        server.unload(name)
 
 
 @pytest.fixture(scope="module")
