@@ -111,8 +111,11 @@ def vllm(
 
 def default_root(registry: Registry, url: str) -> Path:
     """Where the folders of the server at ``url`` are, unless ``--root`` says: one place per server."""
+    from ..serving.names import is_safe
+
     host = urlsplit(url).netloc.rpartition("@")[2] or url
-    return registry.root / "serving" / "".join(c if c.isalnum() or c in ".-" else "_" for c in host)
+    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in host)
+    return registry.root / "serving" / (name if is_safe(name) else "_")
 
 
 def options_of(

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..registry import durable
 from .errors import ServingError
-from .names import is_channel, parse_name
+from .names import is_servable, parse_name
 from .routes import Route, Routes
 
 _LARGEST = 1 << 20
@@ -47,10 +47,11 @@ class ChannelState:
 
 
 def state_file(root: Path, channel: str) -> Path:
-    """Where the state of ``channel`` is. Raises `ServingError` for a name that is no channel's."""
-    if not is_channel(channel):
+    """Where the state of ``channel`` is. Raises `ServingError` for a name that cannot be served."""
+    if not is_servable(channel):
         raise ServingError(
-            "expected a channel of 1 to 64 letters, digits, '.', '_' or '-'; name one such as prod"
+            "expected a channel of 1 to 64 letters, digits, '.', '_' or '-' that does not end in .json or .lock, as "
+            "files of controllers do; release on another, such as prod"
         )
     return root / f"{channel}.json"
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.efface")
 _DONE = "_efface"
+RESOLVER = "@resolver"
+"""Folder of what was resolved, in the registry's ``serving``; the other ones are named after hosts, which have no @."""
 
 
 def register() -> None:
@@ -152,7 +154,7 @@ def resolve(settings: Inside, registry: str, name: str) -> Path | None:
         return None
     try:
         with Registry.open(registry) as reg:
-            folders = Folders(reg.root.absolute() / "serving" / "resolver", found.channel)
+            folders = Folders(reg.root.absolute() / "serving" / RESOLVER, found.channel)
             source = Source(reg, found.channel)
             target = source.named(name)
             if name not in folders.names():

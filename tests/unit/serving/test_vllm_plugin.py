@@ -60,7 +60,7 @@ def test_only_the_active_release_of_a_listed_channel_is_resolved(tmp_path: Path)
     inside = Inside(frozenset({"prod"}), registry=str(place))
     folder = resolve(inside, str(place), new.name)
     assert folder is not None
-    assert folder.parent == place / "serving" / "resolver" / "prod"
+    assert folder.parent == place / "serving" / "@resolver" / "prod"
     for name in (
         old.name,
         "prod@2",
