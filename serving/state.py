@@ -7,7 +7,6 @@ controller that was killed goes on. It holds names and digests, and no secrets.
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from ..registry import durable
 from .errors import ServingError
 from .names import is_servable, parse_name
+from .plain import read_plain
 from .routes import Route, Routes
 
 _LARGEST = 1 << 20
@@ -83,14 +83,14 @@ def read_state(root: Path, channel: str) -> ChannelState:
 
 
 def _bytes(path: Path) -> bytes:
-    """What is in a plain file that only its owner may write; opening anything else must not wait."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o022:
-            raise ServingError(
-                f"expected a plain file at {path} that only its owner may write, got mode {mode:o}; chmod 644 {path}"
-            )
-        return file.read(_LARGEST + 1)
+    """What is in a plain file that only its owner may write."""
+    status, data = read_plain(path, _LARGEST + 1)
+    mode = status.st_mode
+    if not stat.S_ISREG(mode) or mode & 0o022:
+        raise ServingError(
+            f"expected a plain file at {path} that only its owner may write, got mode {mode:o}; chmod 644 {path}"
+        )
+    return data
 
 
 class Follower:
