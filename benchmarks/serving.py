@@ -11,15 +11,20 @@ memory      resident memory over 1,000 puts: a random model of SmolLM2's widths 
             (1.2 MB each).
 gateway     one client, one connection, in turns: a small ASGI server that answers at once (uvicorn, a process of its
             own), and the same through `efface serve gateway` (another process).
-vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON): from the activation of a rendered
-            release to the first token of it through the gateway, the gateway against the bare vLLM, and the throughput
-            of a stack of eight adapters against one.
+vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON); about five minutes. From the creation
+            and the activation of a rendered and audited release (calls of the library, not the commands) to the first
+            token of it through `efface serve gateway` with its own controller, which looks every half second; the
+            gateway against vLLM asked directly (with the admin token, past efface's middleware, so that the difference
+            has the middleware in it), in turns; and the throughput of a stack of eight adapters of rank 8, concatenated
+            to rank 64, against one of them, in turns on a server whose slots have rank 64. These adapters are on three
+            of the seven linear layers.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import socket
 import statistics
 import subprocess
@@ -30,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +44,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import httpx
 
 RESULT = Path(__file__).parent / "results" / "serving-cpu.md"
-SWAPS, PUTS, ASKS, RELEASES = 15, 1000, 300, 5
+SWAPS, PUTS, ASKS = 15, 1000, 300
+VLLM_ASKS, RELEASES, ROUNDS = 150, 10, 5
+STAGES = ("until vLLM has loaded it", "its probe", "until it is routed to", "its first token")
 MODEL = "bench"
 
 
@@ -62,8 +70,10 @@ def main() -> None:
     load, lines = os.getloadavg()[0], list[str]()
     with tempfile.TemporaryDirectory(prefix="efface-serving-") as work:
         for name in asked.parts.split(","):
-            lines += parts[name](Path(work) / name)
-            print("\n".join(lines[-12:]), flush=True)
+            began, found = time.monotonic(), parts[name](Path(work) / name)
+            lines += found
+            print("\n".join(found), flush=True)
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     if asked.write:
         RESULT.write_text(page(asked.parts, load, lines))
 
@@ -178,39 +188,89 @@ def vllm(work: Path) -> list[str]:
 
 
 def _releases(shop: Any, server: Any, work: Path) -> list[str]:
-    """Every adapter is rendered, sealed and audited before the clock starts: it runs from the activation."""
+    """Compositions are rendered, sealed and audited before any clock starts."""
     from vllm_kit import ADMIN
 
     from efface.registry import activate_release, create_release
 
+    made = [_ready(shop, seed) for seed in (1, 2, 3)]
     shop.release(MODEL, 1)
+    times: dict[str, list[float]] = {what: [] for what in ("all", "activated", *STAGES)}
     options = ("--registry", str(shop.reg.root), "--admin-token", ADMIN, "--grace", "0")
     with fronted(work, server.url, *options) as (client, bare, _):
-        name = _answering(client, 1)
-        lines = _overhead(client, bare, name, 40, "vLLM, one token", {"x-efface-admin": ADMIN})
-        first: list[float] = []
+        name = _routed(client, 1)
+        lines = _overhead(client, bare, name, VLLM_ASKS, "vLLM, one token", {"x-efface-admin": ADMIN})
         for turn in range(RELEASES):
-            composition = shop.composition(turn + 2)
-            sealed = shop.sealed(composition, shop.rendered(turn + 2))
-            evidence = shop.audit(composition, shop.report(turn + 2))
-            at = time.perf_counter()
-            made = create_release(shop.reg, MODEL, composition, rendered=sealed, reason="why", actor="ana")
-            activate_release(shop.reg, MODEL, made.version, audit=evidence, approved_by="ben")
-            _answering(client, made.version)
-            first.append(time.perf_counter() - at)
-    return [row("release create and activate → first token of it, s (target < 1)", first, 1), *lines]
+            composition, sealed, evidence = made[(turn + 1) % len(made)]
+            time.sleep(1 + turn * 0.37 % 0.5)  # at another moment of the controller's half second each time
+            loaded = _Line(server.log, '"POST /v1/load_lora_adapter')
+            probed = _Line(work / "gateway.log", ": probed,")
+            created = time.perf_counter()
+            release = create_release(shop.reg, MODEL, composition, rendered=sealed, reason="why", actor="ana")
+            activated = time.perf_counter()
+            activate_release(shop.reg, MODEL, release.version, audit=evidence, approved_by="ben")
+            name = _routed(client, release.version, loaded, probed)
+            routed = time.perf_counter()
+            _first_token(client, name)
+            first = time.perf_counter()
+            marks = (activated, loaded.at or routed, probed.at or routed, routed, first)
+            times["all"].append(first - created)
+            times["activated"].append(first - activated)
+            for what, (since, until) in zip(STAGES, pairwise(marks), strict=True):
+                times[what].append(until - since)
+    return [
+        row("release created → first token of it, ms (target < 1,000)", times["all"], 1e3),
+        row("release activated → first token of it, ms", times["activated"], 1e3),
+        *(row(f"of it, {what}, ms", times[what], 1e3) for what in STAGES),
+        *lines,
+    ]
 
 
-def _answering(client: httpx.Client, version: int) -> str:
-    """Ask until ``version`` answers; its name."""
-    end = time.monotonic() + 120
+class _Line:
+    """When a line with ``text`` came to a log that others write; ``at``: 0 until `look` saw it."""
+
+    def __init__(self, log: Path, text: str) -> None:
+        self.log, self.text, self.at = log, text.encode(), 0.0
+        self.start = log.stat().st_size
+
+    def look(self) -> None:
+        if not self.at:
+            with self.log.open("rb") as file:
+                file.seek(self.start)
+                self.at = time.perf_counter() if self.text in file.read() else 0.0
+
+
+def _ready(shop: Any, seed: int) -> tuple[Any, str, str]:
+    """A composition of one adapter, the digest of its rendering, and that of its audit."""
+    composition = shop.composition(seed)
+    return (
+        composition,
+        shop.sealed(composition, shop.rendered(seed)),
+        shop.audit(composition, shop.report(seed)),
+    )
+
+
+def _routed(client: httpx.Client, version: int, *lines: _Line) -> str:
+    """Wait until the gateway routes to ``version``, by its metrics: asking the model would be load; its name."""
+    end, wanted = time.monotonic() + 120, f"{MODEL}@{version}."
     while time.monotonic() < end:
-        answer = client.post("/v1/completions", json=_asked(MODEL))
-        name = answer.headers.get("x-efface-release", "")
-        if answer.status_code == 200 and name.startswith(f"{MODEL}@{version}."):
-            return name
-        time.sleep(0.005)
-    raise SystemExit(f"expected {MODEL}@{version} to answer within 120 s")
+        found = re.search(
+            r'^efface_gateway_release\{[^}]*release="([^"]+)"', client.get("/metrics").text, re.M
+        )
+        for line in lines:
+            line.look()
+        if found is not None and found[1].startswith(wanted):
+            return found[1]
+        time.sleep(0.01)
+    raise SystemExit(f"expected {MODEL}@{version} to be routed to within 120 s")
+
+
+def _first_token(client: httpx.Client, name: str) -> None:
+    """Return when the first event of a streamed answer by ``name`` is there."""
+    with client.stream("POST", "/v1/completions", json={**_asked(MODEL), "stream": True}) as answer:
+        answer.raise_for_status()
+        if answer.headers["x-efface-release"] != name or not next(answer.iter_raw()):
+            raise SystemExit(f"expected an answer by {name}, got another's")
 
 
 def _stack(shop: Any, url: str, admin: str) -> list[str]:
@@ -220,14 +280,16 @@ def _stack(shop: Any, url: str, admin: str) -> list[str]:
             body = {"lora_name": name, "lora_path": str(shop.rendered(*seeds))}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
         rates: dict[str, list[float]] = {"one@1": [], "eight@1": []}
-        for turn in range(4):
-            for name, rate in rates.items():
-                found = _rate(client, name)
+        for turn in range(ROUNDS + 1):
+            for name in sorted(rates, reverse=turn % 2 == 0):
+                rate = _rate(client, name)
                 if turn:
-                    rate.append(found)
+                    rates[name].append(rate)
+    shares = [eight / one for one, eight in zip(rates["one@1"], rates["eight@1"], strict=True)]
     return [
         row("one adapter (r8), 8 clients, tokens/s", rates["one@1"], 1),
         row("a stack of eight (r64), 8 clients, tokens/s", rates["eight@1"], 1),
+        row("the stack's rate by that of one, of each round", shares, 1),
     ]
 
 
@@ -248,20 +310,23 @@ def _overhead(
     what: str,
     headers: dict[str, str] | None = None,
 ) -> list[str]:
-    direct, through = list[float](), list[float]()
+    """Both in turns, and each first in every other turn."""
+    times: dict[str, list[float]] = {"bare": [], "gateway": []}
+    sides = [("bare", bare, name, headers), ("gateway", client, MODEL, None)]
     for turn in range(n + 10):
-        for one, model, times in ((bare, name, direct), (client, MODEL, through)):
+        for side, one, model, more in sides[:: 1 if turn % 2 else -1]:
             at = time.perf_counter()
-            one.post(
-                "/v1/completions", json=_asked(model), headers=headers if one is bare else None
-            ).raise_for_status()
+            one.post("/v1/completions", json=_asked(model), headers=more).raise_for_status()
             if turn >= 10:
-                times.append(time.perf_counter() - at)
-    more = [after - before for before, after in zip(_cuts(direct), _cuts(through), strict=True)]
+                times[side].append(time.perf_counter() - at)
+    cuts = [_cuts(times[side]) for side in ("gateway", "bare")]
+    p50, p99 = (1e3 * (after - before) for after, before in zip(*cuts, strict=True))
+    pairs = [after - before for after, before in zip(times["gateway"], times["bare"], strict=True)]
     return [
-        row(f"{what}: bare, ms", direct, 1e3),
-        row(f"{what}: through the gateway, ms", through, 1e3),
-        f"| {what}: **the gateway adds**, ms (target < 3) | p50 {1e3 * more[0]:.2f}, p99 {1e3 * more[1]:.2f} | {n} |",
+        row(f"{what}: bare, ms", times["bare"], 1e3),
+        row(f"{what}: through the gateway, ms", times["gateway"], 1e3),
+        f"| {what}: **the gateway adds**, ms (target < 3 at p50) | p50 {p50:.2f}, p99 {p99:.2f} | {n} |",
+        row(f"{what}: difference of each pair, ms", pairs, 1e3),
     ]
 
 
@@ -272,7 +337,7 @@ def fronted(work: Path, url: str, *options: str) -> Iterator[tuple[httpx.Client,
     from efface.serving.keys import new_key, write_keys
     from efface.serving.state import ChannelState, write_state
 
-    text, record = new_key("bench", [MODEL])
+    text, record = new_key("bench", [MODEL], metrics=True)
     write_keys(work / "keys.json", [record])
     route = Route(MODEL, 1, f"{MODEL}@1.0123456789ab", "sha256:" + "c" * 64, "sha256:" + "d" * 64, "now")
     if not options:
@@ -393,10 +458,12 @@ def page(parts: str, load: float, lines: Sequence[str]) -> str:
         "?",
     )
     said = (__doc__ or "").split("\n\n")
+    busy = load > 0.5
+    shared = ": other work shared the machine, and differences say more than values" if busy else ""
     head = (
         f"# What serving costs\n\n`python benchmarks/serving.py --parts {parts} --write` on {os.cpu_count()} × {cpu}, "
-        f"Python {platform.python_version()}; {datetime.now(UTC):%Y-%m-%d}. Load average {load:.1f} at the start: "
-        "other work shared the machine, so that these are upper bounds, and differences say more than values.\n\n"
+        f"Python {platform.python_version()}; {datetime.now(UTC):%Y-%m-%d}. "
+        f"Load average {load:.1f} at the start{shared}.\n\n"
     )
     about = "\n\n".join(part for part in said[2:] if part.strip())
     table = "\n".join(["| what | median (least–most, p99) | n |", "|---|--:|--:|", *lines])

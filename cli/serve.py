@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Serve releases: hot-swap them on a running server.", no_args_is_help=True)
 VLLM_EXAMPLE = "Example: efface serve vllm --url http://127.0.0.1:8000 --channel prod --watch"
 
-UrlOption = Annotated[str, typer.Option("--url", help="The server, such as http://127.0.0.1:8000.")]
+UrlOption = Annotated[str, typer.Option("--url", help="The server: http://HOST:PORT or unix:/PATH.")]
 ChannelOption = Annotated[str, typer.Option("--channel", help="The channel to follow.")]
 RootOption = Annotated[
     Path | None,
@@ -111,8 +111,11 @@ def vllm(
 
 def default_root(registry: Registry, url: str) -> Path:
     """Where the folders of the server at ``url`` are, unless ``--root`` says: one place per server."""
+    from ..serving.names import is_safe
+
     host = urlsplit(url).netloc.rpartition("@")[2] or url
-    return registry.root / "serving" / "".join(c if c.isalnum() or c in ".-" else "_" for c in host)
+    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in host)
+    return registry.root / "serving" / (name if is_safe(name) else "_")
 
 
 def options_of(

@@ -45,9 +45,7 @@ KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="A name for the l
 
 
 def gateway(
-    upstream: Annotated[
-        str, typer.Option("--upstream", help="The server: http://HOST:PORT, or with --state unix:/PATH.")
-    ],
+    upstream: Annotated[str, typer.Option("--upstream", help="The server: http://HOST:PORT or unix:/PATH.")],
     channel: Annotated[
         list[str],
         typer.Option("--channel", metavar="NAME[=MODEL]", help="A channel, and the model's public name."),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..registry import NotFound, RegistryError, timestamp
+from ..registry import BrokenRegistry, GateFailed, InvalidInput, NotFound, RegistryError, timestamp
 from .errors import ServerError, ServingError
 from .folders import Folders, check
 from .lock import alone
@@ -39,7 +39,10 @@ from .source import Source, Target
 from .state import ChannelState, follow, read_state, write_state
 from .view import Options, View
 
-__all__ = ["Controller", "Options"]
+__all__ = ["LASTING", "Controller", "Options"]
+
+LASTING = (BrokenRegistry, InvalidInput, GateFailed)
+"""Errors of a registry that asking again does not change; the others (`Conflict`, a disk, a network) may pass."""
 
 
 class Controller:
@@ -101,14 +104,22 @@ class Controller:
         return False
 
     def watch(self, stop: threading.Event) -> None:
-        """Follow the channel until ``stop``: a registry or a server that fails is told of once, and tried again."""
-        said = ""
+        """Follow the channel until ``stop``: a registry or a server that fails is told of once, and tried again.
+
+        Raises one of `LASTING` that was there for ``broken_for`` seconds: whoever does not see the channel any more
+        must say so. The server and the state file stay as they are.
+        """
+        said, whole = "", time.monotonic()
         while not stop.is_set():
             try:
                 self.step()
-                error = ""
+                error, whole = "", time.monotonic()
             except (RegistryError, ServingError, OSError) as came:
                 error = f"{self._source.channel}: {came}"
+                if not isinstance(came, LASTING):
+                    whole = time.monotonic()
+                elif time.monotonic() - whole >= self._options.broken_for:
+                    raise
             if error and error != said:
                 self._told(error)
             said = error
@@ -126,10 +137,10 @@ class Controller:
         return self._routes.in_flight(name) > 0
 
     def _try(self, action: Action) -> bool:
-        """Do it; False when the server failed, which may pass."""
+        """Do it; False when the server or the registry failed, which may pass."""
         try:
             self._do(action)
-        except ServerError as error:
+        except (ServerError, *LASTING) as error:
             self._failed(action, str(error))
             return False
         except (ServingError, NotFound) as error:
@@ -185,12 +196,12 @@ class Controller:
         self._told(f"{target.name}: serves {target.channel} now")
 
     def _failed(self, action: Action, why: str) -> None:
-        """A server that fails may be dying: tried again, and the adapter is rejected only when it keeps on."""
+        """A server that fails may be dying, a registry be restored: the adapter is rejected only when it keeps on."""
         name = getattr(action, "name", "")
         self._failures[name] = self._failures.get(name, 0) + 1
         self._told(f"{name}: {why}")
         if (
-            isinstance(action, Load | Probe)
+            not isinstance(action, Unload)
             and self._failures[name] >= self._options.tries
             and self._server.alive()
         ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from .controller import Controller
 from .errors import ServingError
 from .routes import Routes
-from .state import Follower
+from .state import Follower, state_file
 
 Told = Callable[[str], None]
 _STARTED = 60.0
@@ -25,8 +25,11 @@ def following(
 ) -> Generator[None]:
     """Follow the state files ``<root>/<channel>.json`` for as long as the block runs.
 
-    ``interval``: seconds; the controllers' ``--grace`` must be longer, or they unload what is still asked for.
+    ``interval``: seconds; the controllers' ``--grace`` must be longer, or they unload what is still asked for. Raises
+    `ServingError` for a channel that cannot be served.
     """
+    for channel in channels:
+        state_file(root, channel)
     follower, stop = Follower(root, tuple(channels), routes), threading.Event()
 
     def follow() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..registry import Registry, RegistryError
 from .errors import ServingError
-from .names import is_channel, parse_name
+from .names import is_servable, parse_name
 from .source import Source
 from .state import read_state
 
@@ -99,9 +99,10 @@ class Inside:
 def of(environment: Mapping[str, str]) -> Inside:
     """The settings in ``environment``. Raises `ServingError` for a channel that cannot be one."""
     named = [one.strip() for one in environment.get("EFFACE_CHANNELS", "").split(",") if one.strip()]
-    if not all(is_channel(one) for one in named):
+    if not all(is_servable(one) for one in named):
         raise ServingError(
-            "expected EFFACE_CHANNELS as channels with commas between, such as prod,staging; correct it"
+            "expected EFFACE_CHANNELS as channels with commas between, such as prod,staging, none of them ending in "
+            ".json or .lock; correct it"
         )
     root = environment.get("EFFACE_SERVING_ROOT")
     return Inside(

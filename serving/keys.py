@@ -24,6 +24,7 @@ from typing import Any, cast
 from ..registry import durable
 from .errors import ServingError
 from .names import is_channel
+from .plain import read_plain
 
 _LARGEST = 1 << 20
 _BEARER = re.compile(rb"[Bb]earer ([A-Za-z0-9_-]{20,200})")
@@ -70,13 +71,12 @@ def new_key(id: str, channels: Sequence[str], *, metrics: bool = False) -> tuple
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """The keys in ``path``. Raises `ServingError` for a file that others may read or write, or that is no key file."""
     try:
-        with path.open("rb") as file:
-            _require_private(path, os.fstat(file.fileno()))
-            data = file.read(_LARGEST + 1)
+        status, data = read_plain(path, _LARGEST + 1)
     except OSError as error:
         raise ServingError(
             f"expected a key file at {path}, got {error.strerror}; make one: efface serve key"
         ) from None
+    _require_private(path, status)
     try:
         return _keys(json.loads(data))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

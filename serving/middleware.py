@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -24,6 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+_log = logging.getLogger("vllm.efface")
+_PLUGIN = "efface.serving.vllm_plugin"
 _TOO_LARGE = Refusal(413, "request_too_large", f"expected a body of at most {LARGEST_BODY} bytes; shorten it")
 
 
@@ -32,6 +36,12 @@ class LoraOnly:
 
     def __init__(self, app: App, settings: Inside | None = None) -> None:
         self._app, self._inside = app, of(os.environ) if settings is None else settings
+        if settings is None and _PLUGIN not in sys.modules:
+            # VLLM_PLUGINS without it, or other metadata of efface (a checkout's) before the installed ones.
+            _log.warning(
+                "efface: expected its plugin in this vLLM, got none: no repairs, no resolver, and NaN is loaded; look "
+                "at VLLM_PLUGINS and at the folder that the server was started in"
+            )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One connection, as ASGI has it."""

@@ -42,6 +42,11 @@ def is_channel(name: str) -> bool:
     return _CHANNEL.fullmatch(name) is not None
 
 
+def is_servable(channel: str) -> bool:
+    """Whether ``channel`` is one whose folder is none of the controllers' own files (``prod.json``, ``prod.lock``)."""
+    return is_channel(channel) and not channel.lower().endswith((".json", ".lock"))
+
+
 def is_safe(name: str) -> bool:
     """Whether ``name`` is letters, digits and ``. _ @ -`` only, and not ``.`` or ``..``: it cannot leave a folder."""
     return _SAFE.fullmatch(name) is not None and not set(name) <= {"."}

@@ -7,7 +7,6 @@ controller that was killed goes on. It holds names and digests, and no secrets.
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from typing import Any
 
 from ..registry import durable
 from .errors import ServingError
-from .names import is_channel, parse_name
+from .names import is_servable, parse_name
+from .plain import read_plain
 from .routes import Route, Routes
 
 _LARGEST = 1 << 20
@@ -47,10 +47,11 @@ class ChannelState:
 
 
 def state_file(root: Path, channel: str) -> Path:
-    """Where the state of ``channel`` is. Raises `ServingError` for a name that is no channel's."""
-    if not is_channel(channel):
+    """Where the state of ``channel`` is. Raises `ServingError` for a name that cannot be served."""
+    if not is_servable(channel):
         raise ServingError(
-            "expected a channel of 1 to 64 letters, digits, '.', '_' or '-'; name one such as prod"
+            "expected a channel of 1 to 64 letters, digits, '.', '_' or '-' that does not end in .json or .lock, as "
+            "files of controllers do; release on another, such as prod"
         )
     return root / f"{channel}.json"
 
@@ -82,14 +83,14 @@ def read_state(root: Path, channel: str) -> ChannelState:
 
 
 def _bytes(path: Path) -> bytes:
-    """What is in a plain file that only its owner may write; opening anything else must not wait."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o022:
-            raise ServingError(
-                f"expected a plain file at {path} that only its owner may write, got mode {mode:o}; chmod 644 {path}"
-            )
-        return file.read(_LARGEST + 1)
+    """What is in a plain file that only its owner may write."""
+    status, data = read_plain(path, _LARGEST + 1)
+    mode = status.st_mode
+    if not stat.S_ISREG(mode) or mode & 0o022:
+        raise ServingError(
+            f"expected a plain file at {path} that only its owner may write, got mode {mode:o}; chmod 644 {path}"
+        )
+    return data
 
 
 class Follower:

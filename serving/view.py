@@ -21,6 +21,7 @@ class Options:
 
     ``root``: where folders and the state file are; ``root_at_server``: the same folder as the server sees it.
     ``grace``: how long a name that was routed to is kept at least: longer than gateways take to follow the state file.
+    ``broken_for``: how long a registry may be damaged before the controller gives up.
     ``patience``: how many health checks in a row must fail before a server counts as dead; ``tries``: how often a load
     or a probe that the server fails is tried.
     """
@@ -29,6 +30,7 @@ class Options:
     root_at_server: Path | None = None
     grace: float = 5.0
     interval: float = 0.5
+    broken_for: float = 60.0
     patience: int = 3
     tries: int = 3
     tolerance: float | None = None

@@ -25,7 +25,10 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class VllmServer:
-    """A vLLM at ``url``. ``api_key``: its ``--api-key``; ``admin_token``: that of efface's middleware in it."""
+    """A vLLM at ``url``, ``http://HOST:PORT`` or ``unix:/PATH`` (its ``--uds``).
+
+    ``api_key``: its ``--api-key``; ``admin_token``: that of efface's middleware in it.
+    """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, admin_token: str | None = None, timeout: float = 60.0
@@ -34,7 +37,14 @@ class VllmServer:
         if admin_token:
             headers[ADMIN_HEADER] = admin_token
         # No proxies from the environment: prompts and admin calls go to this server and nowhere else.
-        self._http = httpx.Client(base_url=_base(url), headers=headers, timeout=timeout, trust_env=False)
+        unix = url.removeprefix("unix:") if url.startswith("unix:/") else None
+        self._http = httpx.Client(
+            base_url=_base(url) if unix is None else "http://server",
+            headers=headers,
+            timeout=timeout,
+            trust_env=False,
+            transport=None if unix is None else httpx.HTTPTransport(uds=unix),
+        )
         self.url = url
 
     def __enter__(self) -> VllmServer:
@@ -130,7 +140,9 @@ def _base(url: str) -> httpx.URL:
     except (httpx.InvalidURL, TypeError):
         found = httpx.URL("")
     if found.scheme not in ("http", "https") or not found.host:
-        raise ServingError("expected a URL such as http://127.0.0.1:8000, got another text; correct --url")
+        raise ServingError(
+            "expected a URL such as http://127.0.0.1:8000 or unix:/run/vllm/socket, got another text; correct --url"
+        )
     return found
 
 

@@ -17,7 +17,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vllm.efface")
 _DONE = "_efface"
+RESOLVER = "@resolver"
+"""Folder of what was resolved, in the registry's ``serving``; the other ones are named after hosts, which have no @."""
 
 
 def register() -> None:
-    """Entry point. Twice is once; what this vLLM does not have is named in the log and left alone."""
+    """Entry point. Twice is once; what this vLLM does not have is named in the log and left alone.
+
+    Raises RuntimeError, which stops the server, where `middleware` is meant to stand and would not be asked.
+    """
+    if os.environ.get("EFFACE_CHANNELS"):
+        _require_python_frontend(os.environ)
     for repair in (_repair_base_rows, _repair_load_inplace, _refuse_non_finite):
         try:
             repair()
@@ -37,6 +44,15 @@ def register() -> None:
             _log.warning("efface: %s does not fit this vLLM (%s)", repair.__name__.strip("_"), error)
     if os.environ.get("EFFACE_CHANNELS"):
         _register_resolver()
+
+
+def _require_python_frontend(environment: Mapping[str, str]) -> None:
+    """vLLM's front end in Rust answers HTTP and gRPC without any middleware, by the base too."""
+    if environment.get("VLLM_USE_RUST_FRONTEND", "0").strip() not in ("", "0"):
+        raise RuntimeError(
+            "expected vLLM's Python front end, in which efface's middleware stands before the base, got "
+            "VLLM_USE_RUST_FRONTEND; unset it, or unset EFFACE_CHANNELS and keep everybody but the gateway away"
+        )
 
 
 def _repair_base_rows() -> None:
@@ -152,7 +168,7 @@ def resolve(settings: Inside, registry: str, name: str) -> Path | None:
         return None
     try:
         with Registry.open(registry) as reg:
-            folders = Folders(reg.root.absolute() / "serving" / "resolver", found.channel)
+            folders = Folders(reg.root.absolute() / "serving" / RESOLVER, found.channel)
             source = Source(reg, found.channel)
             target = source.named(name)
             if name not in folders.names():

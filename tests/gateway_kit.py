@@ -106,9 +106,9 @@ class Recorder:
 
 
 @contextmanager
-def listening(app: Any) -> Generator[tuple[str, int]]:
-    """``app`` in uvicorn on a free port of the loopback, as `efface serve gateway` runs it."""
-    holder = listener("127.0.0.1", 0)
+def listening(app: Any, holder: socket.socket | None = None) -> Generator[tuple[str, int]]:
+    """``app`` in uvicorn on a free port of the loopback (or on ``holder``), as `efface serve gateway` runs it."""
+    holder = holder or listener("127.0.0.1", 0)
     server = uvicorn.Server(config(app, at_once=64))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [holder]}, daemon=True)
     thread.start()

@@ -6,6 +6,7 @@ The same things are tested against the real vLLM where they matter (tests marked
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,8 +92,17 @@ def said(weights: bytes, prompt: list[int] | tuple[int, ...]) -> dict[int, float
     return {byte * 7 + at: -1.0 - at - byte / 256 for at, byte in enumerate(digest[:5])}
 
 
+class UnixServer(ThreadingHTTPServer):
+    """On a unix socket, as ``vllm serve --uds`` is."""
+
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+
+
 @contextmanager
-def running(fake: FakeVllm) -> Iterator[str]:
+def running(fake: FakeVllm, unix: Path | None = None) -> Iterator[str]:
     """Serve it; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -113,11 +123,12 @@ def running(fake: FakeVllm) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    place: Any = ("127.0.0.1", 0) if unix is None else str(unix)
+    server = (ThreadingHTTPServer if unix is None else UnixServer)(place, Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}" if unix is None else f"unix:{unix}"
     finally:
         server.shutdown()
         server.server_close()

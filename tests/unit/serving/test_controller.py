@@ -81,6 +81,13 @@ def test_the_new_one_is_probed_and_routed_to_before_the_old_one_goes(
     ]
 
 
+def test_a_server_on_a_unix_socket(reg: Registry, fake: FakeVllm, tmp_path: Path) -> None:
+    release(reg, tmp_path, 1)
+    with running(fake, tmp_path / "socket") as url, VllmServer(url) as server:
+        assert control(reg, server, tmp_path / "root").settle(5)
+    assert served(fake) == {1}
+
+
 def test_doing_it_again_does_nothing(
     reg: Registry, server: VllmServer, fake: FakeVllm, tmp_path: Path
 ) -> None:

@@ -1,15 +1,20 @@
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from gateway_kit import CHAT, Answer, World, hello, parsed, route, world
+from gateway_kit import CHAT, Answer, Recorder, World, hello, listening, parsed, route, world
 
+from efface.serving import Routes
+from efface.serving.gateway import Gateway, Settings
+from efface.serving.keys import new_key
 from efface.serving.relay import Upstream
 
 SERVED = "prod@7.0123456789ab"
@@ -239,6 +244,20 @@ def test_events_in_every_spelling_of_the_standard(up: World) -> None:
     data = f": hello\r\nevent: x\r\ndata:{one[:1]}\r\ndata: {one[1:]}\r\n\r\nid: 3\ndata: [DONE]\n\n"
     up.recorder.says = (200, data.encode(), "text/event-stream; charset=utf-8")
     assert events(up.ask(hello(stream=True))) == [{"model": "support", "choices": []}, "[DONE]"]
+
+
+def test_a_server_on_a_unix_socket(tmp_path: Path) -> None:
+    recorder, routes, (text, key) = Recorder(), Routes(), new_key("team", ["prod"])
+    routes.publish(route())
+    holder = socket.socket(socket.AF_UNIX)
+    holder.bind(str(tmp_path / "socket"))
+    holder.listen()
+    upstream = Upstream(f"unix:{tmp_path / 'socket'}")
+    gateway = Gateway(Settings({"support": "prod"}), routes, upstream, lambda: (key,))
+    with listening(recorder, holder), listening(gateway) as at:
+        answer = World(routes, recorder, gateway, at, text, text, [key]).ask(hello())
+    assert (answer.status, answer.json["model"]) == (200, "support")
+    assert json.loads(recorder.seen[0][3])["model"] == route().name
 
 
 def test_a_server_that_is_down_or_slow() -> None:

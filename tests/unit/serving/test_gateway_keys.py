@@ -56,6 +56,17 @@ def test_a_file_of_another_user_is_refused(file: Path) -> None:
         read_keys(file)
 
 
+def test_a_pipe_and_a_folder_are_not_waited_for(tmp_path: Path) -> None:
+    """The gateway reads the file between two requests: it would answer nobody any more."""
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    (tmp_path / "folder").mkdir(0o700)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name in ("pipe", "folder") * 3:
+        with pytest.raises(ServingError, match="expected a key file"):
+            read_keys(tmp_path / name)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 GOOD = {"id": "a", "sha256": "0" * 64, "channels": ["prod"], "metrics": False}
 BAD = {
     "no JSON": "{",

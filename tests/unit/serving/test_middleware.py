@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,15 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     with pytest.raises(ServingError):
         of({"EFFACE_CHANNELS": "../x"})
     assert TOKEN not in repr(of({"EFFACE_ADMIN_TOKEN": TOKEN}))
+
+
+def test_a_server_without_the_plugin_is_told_of(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import efface.serving.vllm_plugin  # as vLLM does, by its entry point
+
+    LoraOnly(app)
+    assert caplog.text == ""
+    monkeypatch.delitem(sys.modules, efface.serving.vllm_plugin.__name__)
+    LoraOnly(app)
+    assert "expected its plugin in this vLLM, got none" in caplog.text

@@ -54,8 +54,11 @@ def test_a_folder_and_a_link_to_another_channel_withdraw_it(
     assert "prod" in followed[1].snapshot().down
     path.unlink()
     path.mkdir()
-    followed[0].poll()
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        followed[0].poll()
     assert "prod" in followed[1].snapshot().down
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 LIES: dict[str, dict[str, Any]] = {

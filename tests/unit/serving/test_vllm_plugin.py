@@ -1,5 +1,6 @@
 """The parts of the plugin that need no vLLM. What they repair in the real one: tests/integration/test_serving_*.py."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,13 @@ from lora_server_kit import release
 from efface.registry import Registry
 from efface.serving.inside import Inside
 from efface.serving.source import Source
-from efface.serving.vllm_plugin import _require_finite, _without_base_rows, resolve
+from efface.serving.vllm_plugin import (
+    _require_finite,
+    _require_python_frontend,
+    _without_base_rows,
+    register,
+    resolve,
+)
 
 
 def shrink(inputs, weights, output, indices, scaling=1.0):
@@ -60,7 +67,7 @@ def test_only_the_active_release_of_a_listed_channel_is_resolved(tmp_path: Path)
     inside = Inside(frozenset({"prod"}), registry=str(place))
     folder = resolve(inside, str(place), new.name)
     assert folder is not None
-    assert folder.parent == place / "serving" / "resolver" / "prod"
+    assert folder.parent == place / "serving" / "@resolver" / "prod"
     for name in (
         old.name,
         "prod@2",
@@ -91,3 +98,24 @@ def test_a_resolved_folder_that_was_tampered_with_is_not_loaded(tmp_path: Path) 
     weights.chmod(0o644)
     weights.write_bytes(data)
     assert resolve(inside, str(place), target.name) is None
+
+
+@pytest.mark.parametrize("value", ["1", " 1", "2", "true"])
+def test_a_front_end_without_middleware_is_not_started_where_the_base_is_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("EFFACE_CHANNELS", "prod")
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", value)
+    with pytest.raises(RuntimeError, match="expected vLLM's Python front end"):
+        register()
+    monkeypatch.delenv("EFFACE_CHANNELS")
+    register()
+
+
+@pytest.mark.parametrize("value", ["0", "", None])
+def test_the_python_front_end_is_fine(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.setenv("EFFACE_CHANNELS", "prod")
+    monkeypatch.delenv("EFFACE_REGISTRY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", value)
+    _require_python_frontend(os.environ)
