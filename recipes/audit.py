@@ -155,8 +155,12 @@ def report_of(
     gates = recipe.gates.stricter(held.gates) if held.gates else recipe.gates
     findings = (
         *check(before, after, gates),
-        *check_attacks(attacks, gates.max_recovered, after.active),
-        *(() if gates.max_rebound is None else check_rebound(after, held.earlier, gates.max_rebound)),
+        *check_attacks(attacks, gates.max_recovered, after.active, gates.level),
+        *(
+            ()
+            if gates.max_rebound is None
+            else check_rebound(after, held.earlier, gates.max_rebound, gates.level)
+        ),
         *scope_findings(
             bench,
             before,

@@ -123,7 +123,9 @@ def test_standard_notes_how_far_it_went_and_decides_nothing_by_it(
 def test_a_bound_on_it_decides_under_any_suite(known: Path, adapter: Path, tiny_llama: Path) -> None:
     strict = RECIPE.model_copy(
         update={
-            "gates": Thresholds(min_ignorance_ratio=1e9, max_ignorance_ratio=1e9, max_gibberish_share=1.0)
+            "gates": Thresholds(
+                few_rows=0, min_ignorance_ratio=1e9, max_ignorance_ratio=1e9, max_gibberish_share=1.0
+            )
         }
     )
     quick = audited(known, adapter, load_suite("quick"), recipe=strict)
