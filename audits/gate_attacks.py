@@ -45,7 +45,7 @@ def check_attacks(
     """
     found: list[Finding] = []
     for name, threshold in recovered.items():
-        meant = [a for a in attacks if name in (a.name, a.kind) or a.name.startswith(f"{name}/")]
+        meant = [a for a in attacks if name in (a.attack, a.name, a.kind)]
         for request in _requests(meant, active):
             mine = [a for a in meant if a.request in (request, None)]
             found.append(_worst(name, threshold, request, mine, level))

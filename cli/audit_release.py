@@ -60,7 +60,7 @@ def measure_release(
             recipe=recipe,
             label=measured.label,
             parts=[Part(adapter_folder(reg, p.adapter), p.weight) for p in measured.composition.parts],
-            held=held_to(reg, measured.channel, measured.composition.quantization)
+            held=held_to(reg, measured.channel, measured.composition.quantization, recipe.gates)
             if measured.channel
             else None,
             progress=progress,

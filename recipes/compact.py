@@ -47,6 +47,7 @@ from .audit import AuditRows, audit_rows, record, report_of
 from .bench import Bench, encode_probes, measure, wearing
 from .compact_rows import Rows, distillation_rows, to_compact
 from .errors import RequestError
+from .given import check_given
 from .parts import Seen
 from .plan import quick
 from .prepare import probes
@@ -136,6 +137,7 @@ def compact(
     require_base(bench, originals)
     signs = signer(registry, actor)
     known = audit_rows(registry, requests_in(registry, originals))
+    check_given(bench.plan, known.requests, known.active)
     with tempfile.TemporaryDirectory(prefix="efface-compact-") as name:
         work = _Work(registry, bench, recipe, rank, settings, Path(name), progress)
         stack = compose(_folders(registry, originals), work.scratch / "stack")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..audits import Thresholds
 from ..audits.gate_attacks import Earlier
 from ..registry import NotFound, Registry, channel_gates, get_audit, history
 from ..registry.canon import parse
@@ -19,10 +20,11 @@ class Held:
     earlier: Mapping[str, Earlier] = field(default_factory=dict[str, Earlier])
 
 
-def held_to(registry: Registry, channel: str, precision: str) -> Held:
-    """What ``channel`` asks now. Earlier figures are those measured at ``precision``."""
-    gates = {name: float(bound) for name, bound in channel_gates(registry, channel).items()}
-    return Held(gates, earlier(registry, channel, precision) if "max_rebound" in gates else {})
+def held_to(registry: Registry, channel: str, precision: str, gates: Thresholds) -> Held:
+    """What ``channel`` asks now, besides a recipe's ``gates``. Earlier figures are those measured at ``precision``."""
+    asked = {name: float(bound) for name, bound in channel_gates(registry, channel).items()}
+    looks_back = "max_rebound" in asked or gates.max_rebound is not None
+    return Held(asked, earlier(registry, channel, precision) if looks_back else {})
 
 
 def earlier(registry: Registry, channel: str, precision: str) -> dict[str, Earlier]:

@@ -15,6 +15,7 @@ from .attest import signer
 from .audit import AuditRows, audit_rows, record, report_of
 from .bench import Bench, encode_probes, measure, open_bench
 from .errors import RequestError
+from .given import check_given
 from .held import Held, held_to
 from .parts import Seen
 from .plan import Plan, quick
@@ -82,13 +83,15 @@ def merge_channel(
     signs = signer(registry, actor)
     active = requests_in(registry, release.composition)
     known = audit_rows(registry, active)
+    check_given(plan, known.requests, known.active)
     at = recipe.model_copy(update={"quantization": precision})
     progress.phase("Merging")
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in release.composition.parts]
     merged = merge(base, parts, out, onto=onto, requantize=requantize, expect=release.composition.base)
     composition = compose(merged.fingerprint.digest, precision, ())
     audited = _Audited(f"{channel}@{release.version} merged", known, at, plan or quick(), memory, progress)
-    report = _audit(base, release.composition.base, merged, audited, held_to(registry, channel, precision))
+    held = held_to(registry, channel, precision, recipe.gates)
+    report = _audit(base, release.composition.base, merged, audited, held)
     audit = record(registry, composition, report, recipe, actor, measured=known.active)
     signs.audit(registry, audit, report)
     return MergedChannel(merged, composition, audit, report)

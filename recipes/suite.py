@@ -95,9 +95,10 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
             settings = {"seed": suite.seed, **suite.settings.get(name, {})}
             found.timed(name, partial(_attack, found, name, target, settings, seen.progress))
     run = suite_run(seen.bench, suite, seen.before, seen.after)
+    figures = finite(found.figures, seen.notes)
     return Extras(
         tuple(found.attacks),
-        replace(run, seconds=found.seconds, skipped=found.skipped, figures=finite(found.figures)),
+        replace(run, seconds=found.seconds, figures=figures, skipped={**found.skipped, **seen.notes}),
         scope="scope" in suite.parts,
         reference=found.reference,
     )

@@ -137,7 +137,7 @@ def run_attack(
     with torch.random.fork_rng(devices):  # PEFT draws whenever it makes a layer
         found = attack.run(target, settings, watcher or Unwatched())
     each = (time.monotonic() - started) / max(1, len(found))
-    return tuple(replace(one, seconds=each) for one in found)
+    return tuple(replace(one, seconds=each, attack=name) for one in found)
 
 
 def settings_of(name: str, values: Mapping[str, object]) -> Settings:

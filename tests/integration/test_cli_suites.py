@@ -85,6 +85,9 @@ def test_gates_of_a_channel_hold_what_is_merged(place: Path, tiny_llama: Path) -
     home, words = place / "registry", using(place, tiny_llama)
     checked(home, "unlearn", ONE, *words)
     checked(home, "release", "create", "prod", "--add", ONE, *words)
+    # A recipe may ask for it too: what the channel served before is looked up then.
+    looked = checked(home, "audit", "run", "--release", "prod", *words, "--set", "gates.max_rebound=0.5")
+    assert {f["request"] for f in looked["report"]["findings"] if f["gate"] == "max_rebound"} == {ONE}
     checked(home, "release", "gate", "prod", "--set", "max_recovered.prompt=1000", "--reason", "policy 7")
     at = ("--precision", "fp32", *words)
     quick = checked(home, "merge", "prod", "--out", place / "quick", *at, code=1)

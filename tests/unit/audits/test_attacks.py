@@ -79,7 +79,7 @@ def test_every_attack_gives_its_record_and_leaves_the_model_as_it_was(
         assert one.kind == name.split("/")[0]
         assert one.n == {"prompt/paraphrase": 1, "prompt/format": 1}.get(name, 2 if name in UNSEEN else 3)
         assert not any(word in one.finding for word in ("potter", "tokyo", "hamlet", "capital"))
-        assert one.to_json()["name"] == one.name
+        assert (one.to_json()["name"], one.to_json()["attack"]) == (one.name, name)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,19 @@ def test_the_worst_attack_of_its_name_or_kind_decides(
     assert [f.value for f in found] == [v if v is None else pytest.approx(v) for _, v, _ in expected]
 
 
+@pytest.mark.parametrize("name", ["relearning/random", "relearning/full", "prompt/prefix"])
+def test_an_attack_is_found_by_the_name_that_a_gate_can_use(name: str) -> None:
+    """What an attack calls its result says more: "relearning/random-20%", "relearning/random-20%-full"."""
+    results = {
+        "relearning/random": "relearning/random-20%",
+        "relearning/full": "relearning/random-20%-full",
+        "prompt/prefix": "prompt/prefix",
+    }
+    made = [replace(attack(result, "q1", 0.3), attack=one) for one, result in results.items()]
+    (found,) = check_attacks(made, {name: 0.5}, ["q1"])
+    assert found.outcome == "passed" and found.text.startswith(results[name])
+
+
 def test_nothing_to_bring_back_is_no_failure() -> None:
     (found,) = check_attacks([attack("prompt/prefix", "q1", 0.1, known=0.1)], {"prompt": 0.5}, ["q1"])
     assert found.outcome == "not measured"
