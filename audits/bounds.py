@@ -50,8 +50,9 @@ def share_bound(mean: float, n: int, confidence: float, side: Side) -> float:
     if not 0.0 <= mean <= 1.0 or n < 1:
         raise MetricError(f"share_bound: expected a mean in [0, 1] of n >= 1 figures, got {mean} of {n}")
     z = float(norm.ppf(confidence))
-    edge = _wilson(mean, np.asarray(n), z if side == "upper" else -z)
-    return min(1.0, max(0.0, float(edge)))
+    edge = float(_wilson(mean, np.asarray(n), z if side == "upper" else -z))
+    # Rounding must not put a bound on the wrong side of its figure.
+    return min(1.0, max(mean, edge)) if side == "upper" else max(0.0, min(mean, edge))
 
 
 def _wilson(p: float, n: npt.NDArray[np.int64], z: float) -> FloatArray:

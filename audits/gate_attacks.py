@@ -105,6 +105,9 @@ def _worst(
 ) -> Finding:
     gate = f"max_recovered.{name}"
     measured = [(_shown(a, share, level), a) for a in attacks if (share := a.recovered) is not None]
+    more = [a for a in attacks if a.recovered is None and a.attacked - a.suppressed > threshold]
+    if more:
+        return _beyond(gate, threshold, request, max(more, key=lambda a: a.attacked - a.suppressed))
     if not measured:
         why = "no such attack was made" if not attacks else "nothing was suppressed that could come back"
         outcome = "failed" if not attacks else "not measured"
@@ -129,6 +132,16 @@ def _worst(
         f"at most {threshold:g}"
     )
     return Finding(gate, "forget", request, value, threshold, outcome, text)
+
+
+def _beyond(gate: str, threshold: float, request: str | None, attack: AttackResult) -> Finding:
+    """Of nothing that was suppressed no share can come back; what is told all the same is judged as it stands."""
+    gained = attack.attacked - attack.suppressed
+    text = (
+        f"{attack.name} reaches {attack.attacked:.3g} where the audit measured {attack.suppressed:.3g} and the base "
+        f"{attack.known:.3g} (n = {attack.n}): {gained:.3g} more, at most {threshold:g}"
+    )
+    return Finding(gate, "forget", request, gained, threshold, "failed", text)
 
 
 def _shown(attack: AttackResult, share: float, level: Level) -> float:

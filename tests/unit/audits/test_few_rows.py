@@ -134,11 +134,8 @@ def test_more_rows_of_the_same_kind_never_widen_a_bound(
     assert rate_bound(hits, n, confidence, "upper") >= hits / n
     assert rate_bound(hits, n + 1, confidence, "upper") < rate_bound(hits, n, confidence, "upper")
     assert rate_bound(2 * hits, 2 * n, confidence, "upper") <= rate_bound(hits, n, confidence, "upper")
-    assert (
-        mean - 1e-12
-        <= share_bound(mean, 2 * n, confidence, "upper")
-        <= share_bound(mean, n, confidence, "upper")
-    )
+    wide, wider = (share_bound(mean, k, confidence, "upper") for k in (2 * n, n))
+    assert mean <= wide <= wider + 1e-12
     assert share_bound(mean, n, confidence, "upper") == pytest.approx(
         1 - share_bound(1 - mean, n, confidence, "lower"), abs=1e-12
     )

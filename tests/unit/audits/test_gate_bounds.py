@@ -170,6 +170,15 @@ def test_nothing_to_bring_back_is_no_failure() -> None:
     assert found.outcome == "not measured"
 
 
+def test_what_an_attack_tells_beyond_the_base_is_not_excused_by_nothing_having_been_suppressed() -> None:
+    """The base names it only to who begins its answer: nothing was taken from plain questions, and it is there."""
+    told = attack("prompt/prefix", "q1", 0.7, known=0.1)
+    (found,) = check_attacks([told, attack("prompt/partial", "q1", 0.2)], {"prompt": 0.5}, ["q1"])
+    assert (found.outcome, found.value) == ("failed", pytest.approx(0.6))
+    assert "prompt/prefix reaches 0.7" in found.text
+    assert check_attacks([told], {"prompt": 0.6}, ["q1"])[0].outcome == "not measured"
+
+
 def test_a_rebound_is_a_rise_since_the_best_release_of_each_active_request() -> None:
     after = evaluation(
         "+", *forgotten(extraction_strength=0.3), row("x", "forget", "q2"), active=("q1", "q2")
