@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 
-from ..adapters import Base, ModelError
+from ..adapters import AdapterError, Base
 from ..adapters.compose import Part as FolderPart
 from ..audits import AttackResult, Evaluation, RowHash, SuiteRun, hash_row, key_name
 from ..audits.attacks import Target, lacking, run_attack
@@ -113,10 +113,10 @@ def _scope(found: _Found, seen: Seen, reference: Base | None) -> None:
 def _attack(
     found: _Found, name: str, target: Target, settings: Mapping[str, Setting], progress: Progress
 ) -> None:
-    """One attack; one whose own prompts do not fit the model (examples first, say) is not made."""
+    """One attack; one whose prompts or weights do not fit the model (examples first, a tied head) is not made."""
     try:
         found.attacks.extend(run_attack(name, target, settings, progress))
-    except ModelError as error:
+    except AdapterError as error:
         raise AttackError(str(error)) from error
 
 
