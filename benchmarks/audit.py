@@ -44,9 +44,9 @@ NOTES = (
     "of each, and a figure that the other sides do not have) and one teacher-forced pass of the holdout rows.",
     "alone: a loop over metrics and rows, with efface's functions: a forward per metric and row, a generation per row.",
     "peer: open-unlearning's handlers as its evaluator calls them, one after the other with batches of its own default "
-    "size; its answers end in EOS, which it leaves out of memorization and membership. Absent omegaconf is a stub; "
-    "logits are float32, as transformers 4.45, for which it is written, gave them.",
-    "Figures differ where definitions do: the peer counts an answer's EOS in its probability, and stems for ROUGE.",
+    "size. Absent omegaconf is a stub; logits are float32, as transformers 4.45, for which it is written, gave them.",
+    "Figures differ where definitions do: the peer's rows go on after the answer with what the template and it add "
+    "(here <|im_end|>, a newline, EOS), and all of that but the last token counts as answer; it stems for ROUGE.",
 )
 
 

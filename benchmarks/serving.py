@@ -79,7 +79,7 @@ def inprocess(work: Path) -> list[str]:
 
     torch.set_num_threads(1)
     base = fetch_model("smollm2-135m")
-    adapters = [_random_lora(base, work / f"a{seed}", seed, 8) for seed in (0, 1)]
+    adapters = [random_lora(base, work / f"a{seed}", seed, 8) for seed in (0, 1)]
     ours = HotSwap(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     theirs = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapters[0]
@@ -124,7 +124,7 @@ def memory(work: Path) -> list[str]:
         tie_word_embeddings=True,
     )
     config.save_pretrained(work)
-    adapters = [_random_lora(work, work / f"s{seed}", seed, 8) for seed in (0, 1)]
+    adapters = [random_lora(work, work / f"s{seed}", seed, 8) for seed in (0, 1)]
     swap, ids = HotSwap(LlamaForCausalLM(config)), torch.tensor([[1, 2, 3]])
     resident = list[float]()
     for turn in range(PUTS + 1):
@@ -332,7 +332,7 @@ def _upstream(port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
 
 
-def _random_lora(base: Path, folder: Path, seed: int, rank: int) -> Path:
+def random_lora(base: Path, folder: Path, seed: int, rank: int) -> Path:
     """Every linear layer, so that a rank-8 file has the 9.8 MB of the figure that it is compared with."""
     import torch
     from safetensors.torch import save_file

@@ -55,6 +55,10 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
         "+1+2",
         "rolled back",
     ]
+    registry = str(Path(story["report"]).parent / "registry")
+    asked = [*command[:3], "audit", "reversible", "demo", "--model", str(smollm), "--registry", registry]
+    proved = subprocess.run([*asked, "--format", "json"], capture_output=True, text=True, timeout=600)
+    assert proved.returncode == 0, proved.stdout[-4000:] + proved.stderr[-4000:]
 
 
 def test_demo_registry_verifies_and_holds_no_forgotten_text(smollm: Path, tmp_path: Path) -> None:

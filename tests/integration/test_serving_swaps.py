@@ -5,8 +5,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,17 @@ VERSIONS = (0, 1, 2, 0, 2, 1, 0, 2)
 
 @pytest.fixture
 def server(vllm: Vllm) -> Iterator[VllmServer]:
+    """With nothing loaded: neither what another file left there, nor what this one leaves."""
     with VllmServer(vllm.url, admin_token=ADMIN) as one:
+        emptied(one)
         yield one
         if vllm.alive():
-            for name in one.loaded():
-                one.unload(name)
+            emptied(one)
+
+
+def emptied(server: VllmServer) -> None:
+    for name in server.loaded():
+        server.unload(name)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +59,10 @@ def wanted(shop: Shop) -> list[list[str]]:
     return found
 
 
-def eventually(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def eventually(done: Callable[[], bool], what: str, seconds: float = 300, so_far: Sequence[str] = ()) -> None:
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, f"expected {what} within {seconds} s"
+        assert time.monotonic() < end, "\n".join([f"expected {what} within {seconds} s", *so_far])
         time.sleep(0.02)
 
 
@@ -87,6 +93,19 @@ class Load:
     wrong: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
+    @contextmanager
+    def running(self, count: int) -> Iterator[None]:
+        """``count`` clients, which have ended when this does: also in a test that fails."""
+        clients = [threading.Thread(target=self.client) for _ in range(count)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            self.stop.set()
+            for client in clients:
+                client.join(300)
+
     def client(self) -> None:
         headers = {"authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=self.url, headers=headers, timeout=300, trust_env=False) as http:
@@ -112,23 +131,21 @@ def test_swaps_under_load_lose_and_mix_nothing(
 ) -> None:
     routes = Routes()
     options = Options(tmp_path, grace=0.3, interval=0.05)
-    controller = Controller(Source(shop.reg, "swap"), server, options, routes=routes)
+    events: list[str] = []
+    controller = Controller(Source(shop.reg, "swap"), server, options, routes=routes, told=events.append)
     key, record = new_key("team", ["swap"])
     gateway = Gateway(Settings({"public": "swap"}), routes, Upstream(vllm.url), lambda: (record,))
     with listening(gateway) as (host, port), watching(controller):
         load = Load(f"http://{host}:{port}", key, [shop.ids(text) for text in QUESTIONS], wanted)
-        clients = [threading.Thread(target=load.client) for _ in range(8)]
-        for at, stack in enumerate(VERSIONS, 1):
-            load.stacks.append(stack)
-            assert shop.release("swap", *STACKS[stack]).version == at
-            eventually(lambda now=at: _serves(routes, now), f"version {at} to be served")
-            for client in clients if at == 1 else []:
-                client.start()
-            eventually(lambda now=at: load.answered[now] >= 26, f"answers of version {at}")
-        load.stop.set()
-        for client in clients:
-            client.join(300)
-        eventually(lambda: len(server.loaded()) == 1, "the old ones to be unloaded")
+        with ExitStack() as clients:
+            for at, stack in enumerate(VERSIONS, 1):
+                load.stacks.append(stack)
+                assert shop.release("swap", *STACKS[stack]).version == at
+                eventually(lambda now=at: _serves(routes, now), f"version {at} served", so_far=events)
+                if at == 1:
+                    clients.enter_context(load.running(8))
+                eventually(lambda now=at: load.answered[now] >= 26, f"answers of {at}", so_far=load.wrong)
+        eventually(lambda: len(server.loaded()) == 1, "the old ones unloaded", so_far=events)
     assert load.wrong == []
     assert sum(load.answered.values()) >= 200
     assert set(load.answered) == set(range(1, len(VERSIONS) + 1))
