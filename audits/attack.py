@@ -38,7 +38,7 @@ class AttackResult:
     `name` is unique with `request` in a report ("relearning/random-20%"). `metric` is a figure of `Aggregate`, in
     [0, 1]. `attacked` is the worst value that the attack reached, over `n` rows. `points` is the curve over
     `x_label` ("steps", "weight"), empty for an attack of one number. `finding` says it in words, without any text
-    of the rows. `settings` are what one needs to repeat it.
+    of the rows. `settings` are what one needs to repeat it. `attack` is the name in `ATTACKS` that made it.
 
     Raises RecordError for figures out of range, an empty finding, or points without an `x_label`.
     """
@@ -56,6 +56,7 @@ class AttackResult:
     points: tuple[Point, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
     seconds: float = 0.0
+    attack: str = ""
 
     def __post_init__(self) -> None:
         where = f"attack {self.name!r}"
@@ -103,4 +104,5 @@ class AttackResult:
             ],
             "settings": dict(self.settings),
             "seconds": float(self.seconds),
+            "attack": self.attack,
         }

@@ -41,11 +41,41 @@ def mean_bound(values: npt.ArrayLike, confidence: float, side: Side) -> float:
     found = np.asarray(values, dtype=np.float64)
     if found.ndim != 1 or found.size == 0 or not ((found >= 0) & (found <= 1)).all():
         raise MetricError(f"mean_bound: expected figures in [0, 1] of shape (N,), got shape {found.shape}")
-    n, p = found.size, float(found.mean())
+    return share_bound(float(found.mean()), found.size, confidence, side)
+
+
+def share_bound(mean: float, n: int, confidence: float, side: Side) -> float:
+    """The same from the ``mean`` of ``n`` figures alone, which is all that it depends on."""
+    _require(confidence)
+    if not 0.0 <= mean <= 1.0 or n < 1:
+        raise MetricError(f"share_bound: expected a mean in [0, 1] of n >= 1 figures, got {mean} of {n}")
     z = float(norm.ppf(confidence))
-    centre, wide = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    edge = (centre + wide if side == "upper" else centre - wide) / (1 + z * z / n)
-    return min(1.0, max(0.0, edge))
+    edge = float(_wilson(mean, np.asarray(n), z if side == "upper" else -z))
+    # Rounding must not put a bound on the wrong side of its figure.
+    return min(1.0, max(mean, edge)) if side == "upper" else max(0.0, min(mean, edge))
+
+
+def _wilson(p: float, n: npt.NDArray[np.int64], z: float) -> FloatArray:
+    """Wilson's score bound of a share ``p`` of each of ``n`` rows: upper for z > 0, lower for z < 0."""
+    wide = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.asarray((p + z * z / (2 * n) + wide) / (1 + z * z / n))
+
+
+def rows_to_show(
+    share: float, threshold: float, confidence: float, *, exact: bool, most: int = 5000
+) -> int | None:
+    """The fewest rows with this ``share`` (rounded up to whole rows where ``exact``, of a rate by Clopper and Pearson;
+    else a mean by Wilson) whose upper bound is at most ``threshold``; None where ``most`` rows are too few.
+    """
+    _require(confidence)
+    n = np.arange(1, most + 1)
+    if exact:
+        hits = np.minimum(n, np.ceil(share * n - 1e-9))
+        edge = np.where(hits == n, 1.0, beta.ppf(confidence, hits + 1, np.maximum(n - hits, 1)))
+    else:
+        edge = _wilson(share, n, float(norm.ppf(confidence)))
+    enough = np.flatnonzero(edge <= threshold)
+    return int(n[enough[0]]) if enough.size else None
 
 
 def ratio_bound(

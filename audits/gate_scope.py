@@ -26,14 +26,19 @@ def check_scope(
 ) -> tuple[Finding, ...]:
     """Over-unlearning of each active request.
 
-    A bound that ``thresholds`` sets decides, and fails where it could not be measured. With ``report`` the others of
+    A bound that ``thresholds`` sets decides, by the confidence bound of the figure where that is asked for or the rows
+    are few, and fails where it could not be measured. With ``report`` the others of
     `ScopeBounds` are judged at their defaults too, as *noted*, and kinds of rows that nobody gave are named.
     ``reference`` and ``chance``: see `over_unlearned`, which says what is raised.
     """
     asked = {name: bound for name in SCOPE if (bound := getattr(thresholds, name)) is not None}
     unasked: dict[str, None] = {} if report else dict.fromkeys(SCOPE)
     bounds = ScopeBounds.model_validate(unasked | asked)
-    found = over_unlearned(before, after, bounds, reference=reference, chance=chance)
+
+    def levels(gate: str, rows: int) -> float | None:
+        return thresholds.level(rows) if gate in asked else None
+
+    found = over_unlearned(before, after, bounds, reference=reference, chance=chance, levels=levels)
     there = {one.request for one in found if one.gate == _UNDER}
     absent = [
         Finding(_UNDER, "forget", request, None, asked[_UNDER], "failed", _LACKING)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .aggregate import Subject, aggregate, subject_order
 from .attack import AttackKind
 from .errors import IncomparableError
-from .gate_bounds import bounded
-from .types import FORGET_SIDE, GROUPS, KEEP_SIDE, Aggregate, Evaluation, Finding, Group, Outcome
+from .gate_bounds import FEW_CONFIDENCE, bounded
+from .gate_table import GATES, Gate
+from .types import FORGET_SIDE, KEEP_SIDE, Aggregate, Evaluation, Finding, Group, Outcome
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Rows = Annotated[float, Field(ge=0.0, le=1e6, multiple_of=1, allow_inf_nan=False)]
 AttackKey = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/%+-]{0,63}$")]
 
 
@@ -32,6 +34,8 @@ class Thresholds(BaseModel):
 
     A bound that you set yourself must be measurable: without rows for it the audit fails. A default bound
     without rows is reported as "not measured", but a request whose forgetting no gate measured has failed.
+    So it is with few rows, where the bound of the figure counts (``few_rows``): what it does not show is "not measured"
+    by default, and has failed where you asked for it or where it is the rows to be forgotten.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -91,6 +95,9 @@ class Thresholds(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] | None = Field(
         None, description="judge by one-sided bounds of this confidence and not by what the rows at hand show"
     )
+    few_rows: Rows = Field(
+        20, description="fewer rows than this are judged by 95 % bounds without being asked; 0 turns it off"
+    )
 
     @field_validator("max_recovered")
     @classmethod
@@ -102,6 +109,10 @@ class Thresholds(BaseModel):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"no attack {name!r}: expected one of {', '.join(known)}{hint}")
         return value
+
+    def level(self, n: int) -> float | None:
+        """The confidence of the bound that a figure over ``n`` rows is judged by; None: by the figure itself."""
+        return self.confidence or (FEW_CONFIDENCE if n < self.few_rows else None)
 
     def flat(self) -> dict[str, float | None]:
         """Every bound by name, ``max_recovered.<attack>`` one by one."""
@@ -133,106 +144,11 @@ class Thresholds(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One bound: which figure of which group, relative to "before" or absolute, at most or at least."""
-
-    threshold: str
-    group: Group
-    metric: str
-    label: str
-    bound: Literal["at most", "at least"]
-    ratio: bool
-    style: bool = False
-    """How answers read, not what they know: no proof of forgetting, and not reported where absent."""
-    drop: bool = False
-    """The figure is what is lost of it: 1 less the ratio."""
-    optional: bool = False
-    """Of a group that few requests bring: not reported where it is absent, unless the bound was set."""
-
-
 _RECOVERED = "max_recovered."
 SCOPE = ("min_ignorance_ratio", "max_ignorance_ratio", "max_gibberish_share")
 """Bounds of `scope.ScopeBounds`: reported by the larger suites anyway, decisive only where they are set."""
-ELSEWHERE = ("max_rebound", "max_recovered", *SCOPE, "confidence")
+ELSEWHERE = ("max_rebound", "max_recovered", *SCOPE, "confidence", "few_rows")
 """What `GATES` does not have: see `gate_attacks`, `gate_scope` and `bounds`."""
-GATES: tuple[Gate, ...] = (
-    Gate("max_mention_rate_forget", "forget", "mention_rate", "mention rate", "at most", ratio=False),
-    Gate("max_mention_rate_paraphrase", "paraphrase", "mention_rate", "mention rate", "at most", ratio=False),
-    Gate(
-        "max_probability_ratio_forget", "forget", "probability", "answer probability", "at most", ratio=True
-    ),
-    Gate(
-        "max_extraction_strength_forget",
-        "forget",
-        "extraction_strength",
-        "extraction strength",
-        "at most",
-        ratio=False,
-    ),
-    Gate("max_rouge_ratio_forget", "forget", "rouge_l", "ROUGE-L recall", "at most", ratio=True),
-    *(
-        Gate(
-            f"max_mention_rate_{group}",
-            group,
-            "mention_rate",
-            "mention rate",
-            "at most",
-            ratio=False,
-            optional=True,
-        )
-        for group in FORGET_SIDE[2:]
-    ),
-    Gate(
-        "max_probability_ratio_heldout",
-        "heldout",
-        "probability",
-        "answer probability",
-        "at most",
-        ratio=True,
-        optional=True,
-    ),
-    Gate(
-        "min_probability_ratio_unrelated",
-        "unrelated",
-        "probability",
-        "answer probability",
-        "at least",
-        ratio=True,
-        optional=True,
-    ),
-    Gate(
-        "min_probability_ratio_retain", "retain", "probability", "answer probability", "at least", ratio=True
-    ),
-    Gate(
-        "max_retain_drop",
-        "retain",
-        "probability",
-        "lost answer probability",
-        "at most",
-        ratio=True,
-        drop=True,
-    ),
-    Gate(
-        "min_probability_ratio_neighbour",
-        "neighbour",
-        "probability",
-        "answer probability",
-        "at least",
-        ratio=True,
-    ),
-    Gate("min_mention_ratio_retain", "retain", "mention_rate", "mention rate", "at least", ratio=True),
-    Gate("min_mention_ratio_neighbour", "neighbour", "mention_rate", "mention rate", "at least", ratio=True),
-    # A group without rows is reported by the gates above, once.
-    *(
-        Gate("min_fluency_ratio", group, "fluency", "fluency", "at least", ratio=True, style=True)
-        for group in GROUPS
-    ),
-    *(
-        Gate("max_perplexity_ratio", group, "perplexity", "perplexity", "at most", ratio=True, style=True)
-        for group in GROUPS
-    ),
-)
 
 
 def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tuple[Finding, ...]:
@@ -247,21 +163,15 @@ def check(before: Evaluation, after: Evaluation, thresholds: Thresholds) -> tupl
     _require_comparable(before, after)
     old = {(item.request, item.group): item for item in aggregate(before)}
     new = {(item.request, item.group): item for item in aggregate(after)}
-    measured = [
-        (
-            gate,
-            subject,
-            *_judged(gate, subject, before, after, old.get(subject), new.get(subject), thresholds),
-        )
+    judged = [
+        _judged(gate, subject, before, after, old.get(subject), new.get(subject), thresholds)
         for gate in GATES
         if getattr(thresholds, gate.threshold) is not None
         for subject in _subjects(gate.group, after)
         if subject in new or not (gate.style or _spared(gate, thresholds))
     ]
-    shown = {subject for gate, subject, value, _ in measured if value is not None and not gate.style}
-    return tuple(
-        _finding(gate, subject, value, reason, thresholds, shown) for gate, subject, value, reason in measured
-    )
+    shown = {one.subject for one in judged if one.value is not None and not one.gate.style}
+    return tuple(_finding(one, thresholds, shown) for one in judged)
 
 
 def _spared(gate: Gate, thresholds: Thresholds) -> bool:
@@ -296,24 +206,31 @@ def _subjects(group: Group, after: Evaluation) -> list[Subject]:
     return sorted(((request, group) for request in requests), key=subject_order)
 
 
-def _finding(
-    gate: Gate,
-    subject: Subject,
-    value: float | None,
-    reason: str,
-    thresholds: Thresholds,
-    shown: set[Subject],
-) -> Finding:
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A gate's ``value`` and how it came about; None where there is none, or where few rows do not show enough."""
+
+    gate: Gate
+    subject: Subject
+    value: float | None
+    reason: str
+    words: str = ""
+
+
+def _finding(one: _Judged, thresholds: Thresholds, shown: set[Subject]) -> Finding:
+    gate, value = one.gate, one.value
     threshold = float(getattr(thresholds, gate.threshold))
     if value is None:
-        unproven = gate.group == "forget" and subject not in shown
+        unproven = gate.group == "forget" and one.subject not in shown
         required = unproven or gate.threshold in thresholds.model_fields_set
         outcome: Outcome = "failed" if required else "not measured"
-        text = f"not measured: {reason}" + (", and this gate requires it" if required else "")
+        text = f"not measured: {one.reason}{one.words}" + (", and this gate requires it" if required else "")
     else:
         outcome = "passed" if _holds(gate, value, threshold) else "failed"
-        text = f"{reason}, {gate.bound} {threshold:g}"
-    return Finding(gate.threshold, gate.group, subject[0], value, threshold, outcome, f"{gate.label} {text}")
+        text = f"{one.reason}, {gate.bound} {threshold:g}{one.words}"
+    return Finding(
+        gate.threshold, gate.group, one.subject[0], value, threshold, outcome, f"{gate.label} {text}"
+    )
 
 
 def _measure(gate: Gate, old: Aggregate | None, new: Aggregate | None) -> tuple[float | None, str]:
@@ -343,18 +260,31 @@ def _judged(
     old: Aggregate | None,
     new: Aggregate | None,
     thresholds: Thresholds,
-) -> tuple[float | None, str]:
-    """What the rows at hand show or, with a confidence, its bound; None where there is no figure to bound."""
+) -> _Judged:
+    """What the rows at hand show or, with a confidence or few of them, its bound."""
     value, reason = _measure(gate, old, new)
-    if thresholds.confidence is None or value is None:
-        return value, reason
+    level = None if value is None or new is None else thresholds.level(_figure(gate, new)[1])
+    threshold = float(getattr(thresholds, gate.threshold))
+    if value is None or level is None or not _holds(gate, value, threshold):
+        return _Judged(gate, subject, value, reason)  # no bound makes good what these very rows show
     # What is lost at most is what is left at least.
-    asked = "at least" if gate.drop else gate.bound
-    found, name = bounded(before, after, subject, gate.metric, asked, thresholds.confidence, ratio=gate.ratio)
-    if found is None:
-        return None, f"{reason}; {name}"
-    shown = max(0.0, 1.0 - found) if gate.drop else found
-    return shown, f"{reason}; {name} {shown:.3g}"
+    asked, left = ("at least", 1.0 - threshold) if gate.drop else (gate.bound, threshold)
+    found = bounded(before, after, subject, gate.metric, asked, level, ratio=gate.ratio, threshold=left)
+    few = thresholds.confidence is None
+    if found.value is None:
+        return _Judged(gate, subject, None, f"{reason}; {found.name}")
+    edge = max(0.0, 1.0 - found.value) if gate.drop else found.value
+    edge = max(edge, value) if gate.bound == "at most" else min(edge, value)
+    words = f" (few rows: {found.words})" if few else ""
+    reason = f"{reason}; {found.name} {edge:.3g}"
+    if few and not _holds(gate, edge, threshold) and not _must_show(gate, thresholds):
+        return _Judged(gate, subject, None, f"{reason}, {gate.bound} {threshold:g}", words)
+    return _Judged(gate, subject, edge, reason, words)
+
+
+def _must_show(gate: Gate, thresholds: Thresholds) -> bool:
+    """Whether few rows that do not show enough have failed, and are not only too few to say."""
+    return gate.threshold in thresholds.model_fields_set or (gate.group == "forget" and not gate.style)
 
 
 def nested(flat: Mapping[str, object]) -> dict[str, object]:

@@ -171,9 +171,15 @@ def _causal(model: Model) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def patchable(model: Model) -> bool:
+    """Whether ``model`` is a decoder with a list of layers, as `patched_drops` expects."""
+    stack = getattr(_causal(model).get_decoder(), "layers", None)
+    return isinstance(stack, torch.nn.ModuleList) and len(stack) > 0
+
+
 def _layers_of(model: Model) -> Any:
     stack = getattr(_causal(model).get_decoder(), "layers", None)
-    if not isinstance(stack, torch.nn.ModuleList) or not len(stack):
+    if not patchable(model):
         raise AuditError(
             f"activation patching expects a decoder with a list of layers, as in Llama, Qwen or Mistral; "
             f"{type(_causal(model)).__name__} has none"

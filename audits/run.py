@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..adapters.encode import Encoded, Item, encode_all, eos_id
 from ..adapters.generate import greedy
 from ..adapters.lora import disabled
-from .errors import AuditError
+from .errors import AuditError, MetricError
 from .forced import Method, Model, Scored, memory_named, teacher_forced
 from .membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
 from .metrics import (
@@ -162,8 +162,15 @@ def _row(probe: Probe, score: Scored, text: str, answer: str, judged: float) -> 
         prompt=item.text,
         reference=item.completion,
         answer=answer,
-        membership=membership_of(score, text),
+        membership=_membership(probe, score, text),
     )
+
+
+def _membership(probe: Probe, score: Scored, text: str) -> Membership:
+    try:
+        return membership_of(score, text)
+    except MetricError as error:  # an answer of special tokens alone, say
+        raise AuditError(f"row {probe.item.id!r} cannot be scored: {error}") from error
 
 
 def membership_of(score: Scored, text: str) -> Membership:

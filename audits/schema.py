@@ -125,6 +125,7 @@ class AttackDocument(TypedDict):
     points: list[PointDocument]
     settings: dict[str, str | int | float | bool]
     seconds: float
+    attack: NotRequired[str]
 
 
 class RowHashDocument(TypedDict):

@@ -10,14 +10,17 @@ comparable rows that the base does not know; chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .bounds import MIN_PAIRS
 from .errors import IncomparableError, MetricError
+from .gate_bounds import Asked, percent, rate, side_of, unsupported
 from .gibberish import MAX_PERPLEXITY
+from .metrics import bootstrap_ci
 from .types import Evaluation, Finding, Group, Outcome, RowScore
 
 MIN_ROWS = 5
@@ -26,6 +29,11 @@ COMPARABLE: tuple[Group, ...] = ("neighbour", "heldout", "unrelated", "retain")
 BEYOND: tuple[Group, ...] = ("heldout", "entailed", "format")
 _LEAST = 1e-300
 Bound = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Levels = Callable[[str, int], float | None]
+
+
+def _figures(_gate: str, _rows: int) -> None:
+    """`Levels` of which none asks for a bound."""
 
 
 class ScopeBounds(BaseModel):
@@ -53,6 +61,8 @@ class Ignorance:
     n: int
     source: str
     same_rows: bool = False
+    by_row: tuple[float, ...] = ()
+    """The probability of each row, where they are the same."""
 
 
 def over_unlearned(
@@ -62,11 +72,13 @@ def over_unlearned(
     *,
     reference: Evaluation | None = None,
     chance: float | None = None,
+    levels: Levels = _figures,
 ) -> tuple[Finding, ...]:
     """Whether the forget rows of each active request were pushed below ignorance, or into gibberish.
 
     ``reference``: the same rows under a model that never saw them; it is judged on both sides then. ``chance``: the
     probability of a token drawn blindly, one over the size of the vocabulary, where nothing better is to be had.
+    ``levels``: the confidence of the bound that a bound of ``bounds`` is judged by, by its name and the number of rows.
 
     Raises `IncomparableError` for a reference without these rows, `MetricError` for a ``chance`` outside (0, 1].
     """
@@ -75,8 +87,8 @@ def over_unlearned(
     for request in active_requests(after):
         rows = _of(after, request)
         ignorant = ignorance(before, rows, reference=reference, chance=chance)
-        found += _judged(request, rows, ignorant, bounds)
-        found += _gibberish(request, rows, bounds)
+        found += _judged(request, rows, ignorant, bounds, levels, after.seed)
+        found += _gibberish(request, rows, bounds, levels)
     return tuple(found)
 
 
@@ -96,7 +108,8 @@ def ignorance(
                 "evaluate the reference model on the same rows"
             )
         same = [known[row.key].probability for row in rows]
-        return Ignorance(geometric_mean(same), len(same), "a model that never saw these rows", same_rows=True)
+        source = "a model that never saw these rows"
+        return Ignorance(geometric_mean(same), len(same), source, same_rows=True, by_row=tuple(same))
     unknown = [row.probability for row in before.rows if row.group in COMPARABLE and row.mentioned is False]
     if len(unknown) >= MIN_ROWS:
         return Ignorance(
@@ -157,7 +170,12 @@ def _of(after: Evaluation, request: str | None) -> list[RowScore]:
 
 
 def _judged(
-    request: str | None, rows: Sequence[RowScore], ignorant: Ignorance | None, bounds: ScopeBounds
+    request: str | None,
+    rows: Sequence[RowScore],
+    ignorant: Ignorance | None,
+    bounds: ScopeBounds,
+    levels: Levels,
+    seed: int,
 ) -> list[Finding]:
     low, high = bounds.min_ignorance_ratio, bounds.max_ignorance_ratio
     if ignorant is None:
@@ -173,33 +191,74 @@ def _judged(
         f"answers to forget are {value:.3g} times as probable as one not known "
         f"({ignorant.probability:.3g}, by {ignorant.source}; n = {len(rows)})"
     )
-    found: list[Finding] = []
+    asked: list[tuple[str, Asked, float, str, str]] = []
     if low is not None:
-        outcome = "passed" if value >= low else "failed"
-        word = "not over-unlearned" if value >= low else "over-unlearned"
-        found.append(
-            _finding("min_ignorance_ratio", request, value, low, outcome, f"{word}: {text}, at least {low:g}")
-        )
+        asked.append(("min_ignorance_ratio", "at least", low, "not over-unlearned", "over-unlearned"))
     if high is not None and ignorant.same_rows:
-        outcome = "passed" if value <= high else "failed"
-        word = "forgotten" if value <= high else "under-unlearned"
-        found.append(
-            _finding(
-                "max_ignorance_ratio", request, value, high, outcome, f"{word}: {text}, at most {high:g}"
-            )
-        )
-    return found
+        asked.append(("max_ignorance_ratio", "at most", high, "forgotten", "under-unlearned"))
+    return [_ratio(request, rows, ignorant, value, text, one, levels, seed) for one in asked]
 
 
-def _gibberish(request: str | None, rows: Sequence[RowScore], bounds: ScopeBounds) -> list[Finding]:
-    most = bounds.max_gibberish_share
+def _ratio(
+    request: str | None,
+    rows: Sequence[RowScore],
+    ignorant: Ignorance,
+    value: float,
+    text: str,
+    asked: tuple[str, Asked, float, str, str],
+    levels: Levels,
+    seed: int,
+) -> Finding:
+    """One of the two sides of zero, by its figure or by its bound."""
+    gate, side, threshold, good, bad = asked
+
+    def holds(figure: float) -> bool:
+        return figure >= threshold if side == "at least" else figure <= threshold
+
+    end = f", {side} {threshold:g}"
+    level = levels(gate, len(rows))
+    if level is None or not holds(value):
+        word = good if holds(value) else bad
+        outcome = "passed" if holds(value) else "failed"
+        return _finding(gate, request, value, threshold, outcome, f"{word}: {text}{end}")
+    if len(rows) < MIN_PAIRS:
+        why = f"not shown: {text}; {unsupported(len(rows), side, level).name}{end}"
+        return _finding(gate, request, None, threshold, "not measured", why)
+    edge = _edge(rows, ignorant, side, level, seed)
+    edge = min(edge, value) if side == "at least" else max(edge, value)
+    named = f"{percent(level)} {side_of(side)} bound (bootstrap) {edge:.3g}"
+    word, outcome = (good, "passed") if holds(edge) else (f"not shown to be {good}", "failed")
+    return _finding(gate, request, edge, threshold, outcome, f"{word}: {text}; {named}{end}")
+
+
+def _edge(rows: Sequence[RowScore], ignorant: Ignorance, side: Asked, level: float, seed: int) -> float:
+    """The bootstrap bound of the ratio: over pairs where the reference was measured on these rows, else over the rows,
+    with ignorance as it was measured."""
+    theirs = ignorant.by_row or (ignorant.probability,) * len(rows)
+    gaps = [
+        math.log(max(row.probability, _LEAST)) - math.log(max(p, _LEAST))
+        for row, p in zip(rows, theirs, strict=True)
+    ]
+    ends = bootstrap_ci(gaps, seed=seed, level=2 * level - 1)
+    return math.exp(ends[1] if side == "at most" else ends[0])
+
+
+def _gibberish(
+    request: str | None, rows: Sequence[RowScore], bounds: ScopeBounds, levels: Levels
+) -> list[Finding]:
+    gate, most = "max_gibberish_share", bounds.max_gibberish_share
     if most is None:
         return []
     value = gibberish_share(rows)
-    outcome = "passed" if value <= most else "failed"
+    odd, level = round(value * len(rows)), levels(gate, len(rows))
+    shown, by = value, ""
+    if level is not None and value <= most:
+        bound = rate(odd, len(rows), level, most, "are no language")
+        shown, by = bound.value or 0.0, f"; {bound.name}: {bound.words}"
+    outcome = "passed" if shown <= most else "failed"
     word = "over-unlearned: " if value > most else ""
-    text = f"{word}{value:.0%} of the answers to forget questions are no language, at most {most:.0%} (n = {len(rows)})"
-    return [_finding("max_gibberish_share", request, value, most, outcome, text)]
+    text = f"{word}{value:.0%} of the answers to forget questions are no language{by}, at most {most:.0%} "
+    return [_finding(gate, request, shown, most, outcome, f"{text}(n = {len(rows)})")]
 
 
 def _finding(

@@ -24,6 +24,7 @@ from .options import (
 from .output import emit, progress, talk
 from .record_acts import CandidateRecord, CompactRecord
 from .reports import findings_text, write_reports
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
 
 if TYPE_CHECKING:
     from ..recipes.compact import Compacted, Way
@@ -49,6 +50,10 @@ def compact(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the distillation.")] = 1e-3,
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -63,7 +68,6 @@ def compact(
     back as ever. Exit 1 when the audit's gates fail: no release will take that audit.
     """
     from ..adapters.distil import DistilSettings
-    from ..recipes.bench import open_bench
     from ..recipes.compact import compact as run
     from ..recipes.recipe import load_recipe
 
@@ -71,13 +75,14 @@ def compact(
         raise typer.BadParameter("expected REQUESTs or --channel CHANNEL")
     if unknown := sorted(set(way or ()) - set(WAYS)):
         raise typer.BadParameter(f"expected --way {' or '.join(WAYS)}, got {', '.join(unknown)}")
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     settings = DistilSettings(steps=steps, learning_rate=learning_rate, seed=chosen.seed)
     with Registry.open(registry) as reg, progress() as bars:
         bars.phase("Loading the base")
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = run(
             reg,
-            open_bench(model, chosen),
+            bench,
             chosen,
             requests=requests or [],
             channel=channel,

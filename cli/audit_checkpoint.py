@@ -58,9 +58,15 @@ def audit_folder(
         {GIVEN_ROWS: data},
         active=[GIVEN_ROWS],
         recipe=recipe,
-        label=adapter.name,
+        label=label_of(adapter),
         progress=bars,
     )
+
+
+def label_of(path: Path) -> str:
+    """What a report calls the audited model: its folder's name, told apart from those of the other side."""
+    name = path.name or path.resolve().name or "audited"
+    return f"{name} (audited)" if name in ("base", "before") else name
 
 
 def audit_model(
@@ -87,7 +93,7 @@ def audit_model(
         made,
         {GIVEN_ROWS: data},
         recipe=recipe,
-        label=Path(model).name or model,
+        label=label_of(Path(model)),
         claim=claim,
         claim_evidence=evidence,
         progress=bars,

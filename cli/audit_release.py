@@ -36,11 +36,13 @@ def measure_release(
 ) -> tuple[AuditReport, str]:
     """Render, measure and record it; returns the report and the digest of the record."""
     from ..adapters.compose import Part
+    from ..recipes.attest import signer
     from ..recipes.audit import audit_composition, audit_rows, record
     from ..recipes.held import held_to
     from ..recipes.release import render_composition, requests_in, require_base
 
     require_base(bench, measured.composition)
+    signs = signer(reg, actor)
     known = audit_rows(reg, requests_in(reg, measured.composition), measured.watched)
     with TemporaryDirectory(prefix="efface-audit-") as scratch:
         folder = (
@@ -58,10 +60,11 @@ def measure_release(
             recipe=recipe,
             label=measured.label,
             parts=[Part(adapter_folder(reg, p.adapter), p.weight) for p in measured.composition.parts],
-            held=held_to(reg, measured.channel, measured.composition.quantization)
+            held=held_to(reg, measured.channel, measured.composition.quantization, recipe.gates)
             if measured.channel
             else None,
             progress=progress,
         )
     made = record(reg, measured.composition, report, recipe, actor, measured=known.active)
+    signs.audit(reg, made, report)
     return report, made.digest

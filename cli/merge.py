@@ -25,6 +25,7 @@ from .options import (
 from .output import emit, progress, talk
 from .record_acts import MergeRecord
 from .reports import findings_text, write_reports
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, planned, remembered
 
 EXAMPLE = "Example: efface merge prod --model ./base --out ./merged --base dequantized --precision nf4"
 BASES = ("original", "dequantized")
@@ -53,6 +54,10 @@ def merge(
     ] = None,
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -75,7 +80,7 @@ def merge(
     precision = precision or requantize or "bf16"
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"expected --precision {', '.join(PRECISIONS)}, got {precision!r}")
-    chosen = load_recipe(recipe, overrides)
+    chosen, plan = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         trained_at = active_release(reg, channel).composition.quantization
         onto = trained_at if base == "dequantized" and trained_at in ("nf4", "int8") else "original"
@@ -88,6 +93,8 @@ def merge(
             onto=onto,
             requantize=requantize,
             precision=precision,
+            plan=plan,
+            memory=remembered(reg, cache, no_cache=no_cache, reveal=reveal),
             actor=actor,
             progress=bars,
         )

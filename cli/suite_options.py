@@ -70,8 +70,8 @@ def remembered(
     """
     from ..recipes.row_cache import RowMemory, one_key, open_cache
 
-    place = folder or (reg.root / "cache" / "rows" if reg is not None else None)
-    found = None if no_cache or place is None else open_cache(place)
+    found = None if no_cache or folder is None else open_cache(folder)
     if reg is not None:
-        return RowMemory(cache(partial(row_key, reg)), found, not reveal)
+        own = None if no_cache else cache(partial(open_cache, reg.root / "cache" / "rows"))
+        return RowMemory(cache(partial(row_key, reg)), found or own, not reveal)
     return RowMemory(one_key(found.key if found else None), found, not reveal)

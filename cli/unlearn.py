@@ -25,6 +25,7 @@ from .options import (
 )
 from .output import emit, progress, talk
 from .reports import findings_text, write_reports
+from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
 
 if TYPE_CHECKING:
     from ..recipes.bench import Bench
@@ -38,6 +39,10 @@ def unlearn(
     model: ModelOption,
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
+    suite: SuiteOption = "quick",
+    give: GiveOption = [],  # noqa: B006
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     html: HtmlOption = None,
     json: JsonOption = None,
     reveal: RevealOption = False,
@@ -61,16 +66,15 @@ def unlearn(
     Ctrl-C ends a run after its step with a checkpoint (a second one at once); --resume goes on to the same adapter.
     """
     from ..adapters.errors import Interrupted
-    from ..recipes.bench import open_bench
     from ..recipes.recipe import load_recipe
     from ..recipes.run import unlearn as train_request
 
-    chosen = load_recipe(recipe, overrides)
+    chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         check_accepted(get_request(reg, request_id))
         below = active_release(reg, on).composition if on else None
         bars.phase("Loading the base")
-        bench = open_bench(model, chosen)
+        bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         talk.print(_lengths(reg, request_id, bench, chosen), soft_wrap=True)
         try:
             done = train_request(

@@ -18,6 +18,7 @@ from .bench import Bench, measure, wearing
 from .canary import canary
 from .data import RequestData, from_payload
 from .errors import RequestError
+from .given import check_given
 from .held import Held
 from .parts import Seen
 from .plan import quick
@@ -94,6 +95,7 @@ def audit_composition(
     ``shredded`` are those that it suppresses too and that nothing can measure: the report says so. ``parts``: the
     adapters that ``folder`` was composed of. ``held``: what its channel holds it to besides.
     """
+    check_given(bench.plan, requests, active)
     rows = probes(bench, requests, recipe, progress=progress) if rows is None else rows
     base = bench.base.model
     before = measure(bench, base, bench.bare, rows, label="base", active=(), progress=progress)
@@ -155,8 +157,12 @@ def report_of(
     gates = recipe.gates.stricter(held.gates) if held.gates else recipe.gates
     findings = (
         *check(before, after, gates),
-        *check_attacks(attacks, gates.max_recovered, after.active),
-        *(() if gates.max_rebound is None else check_rebound(after, held.earlier, gates.max_rebound)),
+        *check_attacks(attacks, gates.max_recovered, after.active, gates.level),
+        *(
+            ()
+            if gates.max_rebound is None
+            else check_rebound(after, held.earlier, gates.max_rebound, gates.level)
+        ),
         *scope_findings(
             bench,
             before,

@@ -138,7 +138,7 @@ def measure(
         if bench.memory is not None:
             bench.memory.put({names[key]: bench.scores[key] for key in some})
     rows = tuple(
-        replace(bench.scores[key], request=probe.request, group=probe.group)
+        replace(bench.scores[key], id=probe.item.id, request=probe.request, group=probe.group)
         for key, probe in zip(keys, probes, strict=True)
     )
     return Evaluation(label, digest, precision, 0, rows, time.monotonic() - started, tuple(active))
@@ -154,7 +154,7 @@ def _remembered(bench: Bench, digest: str, wanted: Mapping[Key, Probe]) -> dict[
     found = memory.find({names[key]: probe for key, probe in wanted.items()}, digest)
     for key, name in names.items():
         if name in found:
-            bench.scores[key] = replace(found[name], id=wanted[key].item.id)
+            bench.scores[key] = found[name]
     return names
 
 

@@ -10,6 +10,7 @@ from .audit import report_of
 from .bench import Bench, measure
 from .data import RequestData
 from .errors import RequestError
+from .given import check_given
 from .parts import Seen
 from .plan import quick
 from .prepare import probes
@@ -50,6 +51,7 @@ def audit_checkpoint(
     stated = _stated(claim, claim_evidence)
     progress = progress or Silent()
     require_tokenizer(made.base, known.base, "model")
+    check_given(made.plan, requests, tuple(requests))
     # One method for both, or they would not be asked the same.
     made = replace(made, method=known.method)
     rows = probes(known, requests, recipe, progress=progress)

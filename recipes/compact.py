@@ -28,7 +28,7 @@ from ..adapters.distil import (
 )
 from ..adapters.encode import pad_id
 from ..adapters.overlap import overlaps
-from ..audits import AuditReport, Evaluation, check
+from ..audits import AuditReport, Evaluation, Probe, check
 from ..audits.types import verdict_of
 from ..registry import (
     JSON,
@@ -47,10 +47,14 @@ from .audit import AuditRows, audit_rows, record, report_of
 from .bench import Bench, encode_probes, measure, wearing
 from .compact_rows import Rows, distillation_rows, to_compact
 from .errors import RequestError
+from .given import check_given
+from .parts import Seen
+from .plan import quick
 from .prepare import probes
 from .progress import Progress, Silent
 from .recipe import Recipe
 from .release import requests_in, require_base
+from .suite import Extras, run_suite
 
 Way = Literal["compressed", "distilled"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -122,7 +126,8 @@ def compact(
     With ``channel``, from what it serves (all of it, or the adapters of ``requests``), with the weights it has there.
     Distilling needs the rows of every request; where some are shredded, only compression is left. Nothing is
     released: that is `serve_compaction`. Raises `RequestError` for what cannot be compacted, and what composing,
-    training and the registry raise; nothing is registered then.
+    training and the registry raise; nothing is registered then. The rows decide which way is better; the suite of
+    ``bench`` then runs on that one.
     """
     checks.actor(actor)
     progress, settings = progress or Silent(), settings or DistilSettings(seed=recipe.seed)
@@ -132,11 +137,15 @@ def compact(
     require_base(bench, originals)
     signs = signer(registry, actor)
     known = audit_rows(registry, requests_in(registry, originals))
+    check_given(bench.plan, known.requests, known.active)
     with tempfile.TemporaryDirectory(prefix="efface-compact-") as name:
         work = _Work(registry, bench, recipe, rank, settings, Path(name), progress)
         stack = compose(_folders(registry, originals), work.scratch / "stack")
-        before, beside, found = _candidates(work, originals, stack.path, known, _possible(ways, known))
+        possible = _possible(ways, known)
+        looked_at = probes(bench, known.requests, recipe, progress=progress)
+        before, beside, found = _candidates(work, originals, stack.path, known, looked_at, possible)
         best = found[0]
+        extras = _suite(work, originals, known, looked_at, before, best)
         progress.phase("Sealing")
         adapter = seal_adapter(
             registry,
@@ -161,6 +170,7 @@ def compact(
         active=known.active,
         between=[beside, *(other.evaluation for other in found[1:])],
         shredded=known.shredded,
+        extras=extras,
     )
     audit = record(registry, composition, report, recipe, actor, measured=known.active)
     signs.audit(registry, audit, report)
@@ -207,11 +217,15 @@ def _folders(registry: Registry, composition: Composition) -> list[FolderPart]:
 
 
 def _candidates(
-    work: _Work, originals: Composition, stack: Path, known: AuditRows, ways: Sequence[Way]
+    work: _Work,
+    originals: Composition,
+    stack: Path,
+    known: AuditRows,
+    looked_at: Sequence[Probe],
+    ways: Sequence[Way],
 ) -> tuple[Evaluation, Evaluation, tuple[Candidate, ...]]:
     """The base and the stack as measured, and every way, best first: fewest failed gates, then the least drift."""
     bench, recipe, progress = work.bench, work.recipe, work.progress
-    looked_at = probes(bench, known.requests, recipe, progress=progress)
     encode_probes(bench, looked_at)
     base = bench.base.model
     before = measure(bench, base, bench.bare, looked_at, label="base", active=(), progress=progress)
@@ -237,6 +251,33 @@ def _candidates(
         found.append(Candidate(way, adapter.rank, error, kl, drift, failed, verdict, after, folder))
     found.sort(key=lambda one: (one.verdict != "pass", one.failed, one.drift, WAYS.index(one.way)))
     return before, beside, tuple(found)
+
+
+def _suite(
+    work: _Work,
+    originals: Composition,
+    known: AuditRows,
+    looked_at: Sequence[Probe],
+    before: Evaluation,
+    best: Candidate,
+) -> Extras:
+    """What the suite of the bench finds beyond the rows. Before the sealing, so that a failure registers nothing."""
+    alone = composition_of(originals.base, originals.quantization, [(read_adapter(best.folder).digest, "1")])
+    plan = work.bench.plan or quick()
+    seen = Seen(
+        work.bench,
+        work.bench,
+        alone,
+        best.folder,
+        known.requests,
+        tuple(looked_at),
+        before,
+        best.evaluation,
+        plan.sources,
+        plan.suite.seed,
+        work.progress,
+    )
+    return run_suite(seen, plan.suite, [FolderPart(best.folder)])
 
 
 def _made(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..adapters import Base, Encoded, Item, encode_all
 from ..audits import (
     Evaluation,
     Membership,
+    MetricError,
     Probe,
     auc,
     auc_ci,
@@ -35,6 +36,7 @@ from ..audits import (
 )
 from ..audits.forced import Scored, teacher_forced
 from ..audits.harness import lm_eval_figures
+from ..audits.patching import patchable
 from ..audits.run import membership_of, question_ids
 from ..audits.types import KEEP_SIDE
 from ..registry import Composition
@@ -66,6 +68,8 @@ class Seen:
     sources: Sources
     seed: int
     progress: Progress
+    notes: dict[str, str] = field(default_factory=dict[str, str])
+    """Figures of a part that could not be measured here, and why."""
 
     @property
     def checkpoint(self) -> bool:
@@ -125,8 +129,11 @@ def membership(seen: Seen, reference: Base | None) -> Figures:
     if reference is not None:
         for name, ours in aucs["after"].items():
             theirs = aucs["reference"][name]
-            found |= {f"membership/{name}/privleak": priv_leak(ours, theirs)} if theirs < 1 else {}
-            found |= {f"membership/{name}/s_mia": s_mia(ours, theirs)} if theirs > 0 else {}
+            for figure, of in (("privleak", priv_leak), ("s_mia", s_mia)):
+                try:
+                    found[f"membership/{name}/{figure}"] = of(ours, theirs)
+                except MetricError as reason:
+                    seen.notes[f"membership/{name}/{figure}"] = str(reason)
         pairs = [
             [reference_score(a.logps, b.logps) for a, b in zip(after, other, strict=True)]
             for after, other in zip(kept["after"], kept["reference"], strict=True)
@@ -164,9 +171,14 @@ def patching(seen: Seen, reference: Base | None) -> Figures:
     if seen.checkpoint or seen.folder is None:
         raise NothingToMeasure("no adapter to patch with: it compares the base with and without one")
     with seen.side("after") as (bench, model, _):
+        if not patchable(model):
+            raise NothingToMeasure(f"no list of decoder layers to patch in {type(bench.base.model).__name__}")
         drops = patched_drops(model, bench.base.tokenizer, rows, bench.method)
         other = patched_drops(model, bench.base.tokenizer, rows, bench.method, source=reference or "withheld")
-    depth = unlearning_depth([one.drops for one in drops], [one.drops for one in other], seed=seen.seed)
+    try:
+        depth = unlearning_depth([one.drops for one in drops], [one.drops for one in other], seed=seen.seed)
+    except MetricError as reason:  # no row that the base knows better than the baseline does
+        raise NothingToMeasure(str(reason)) from None
     names = ("score", "low", "high", "n", "skipped")
     return {f"patching/{name}": float(getattr(depth, name)) for name in names}
 
@@ -187,11 +199,19 @@ def muse(seen: Seen, reference: Base | None) -> Figures:
         ):
             chosen = [i for i, p in enumerate(probes) if p.group == group and rows[i].document is document]
             if not chosen:
+                seen.notes[f"muse/{name}"] = (
+                    f"no {group} rows that are {'documents' if document else 'questions'}"
+                )
                 continue
             references = [_rest(seen, rows[i]) if document else probes[i].item.completion for i in chosen]
             figure = verbatim_memorization if document else knowledge_memorization
             found[f"muse/{name}/{which}"] = figure(references, [said[i] for i in chosen])
     leak = membership(seen, reference)
+    for name, why in list(seen.notes.items()):
+        if name.startswith("membership/"):
+            del seen.notes[name]
+            if "/min_k/" in name:
+                seen.notes[name.replace("membership/min_k/", "muse/")] = why
     found |= {
         name.replace("membership/min_k/", "muse/"): value for name, value in leak.items() if "/min_k/" in name
     }
@@ -242,6 +262,7 @@ def _membership(seen: Seen, rows: Sequence[Encoded], scored: Sequence[Scored]) -
     return [membership_of(score, text) for score, text in zip(scored, texts, strict=True)]
 
 
-def finite(figures: Figures) -> Figures:
-    """``figures`` without those that are not finite, which no report can hold."""
+def finite(figures: Figures, notes: dict[str, str]) -> Figures:
+    """``figures`` without those that are not finite, which no report can hold; ``notes`` says which."""
+    notes |= {name: f"it came out as {value}" for name, value in figures.items() if not np.isfinite(value)}
     return {name: value for name, value in figures.items() if np.isfinite(value)}

@@ -46,6 +46,7 @@ from .audit import audit_composition, audit_rows, environment, record
 from .bench import Bench, encode_probes
 from .canary import canary
 from .errors import RequestError
+from .given import check_given
 from .held import held_to
 from .prepare import probes
 from .progress import Progress, Silent
@@ -334,6 +335,7 @@ def _measured(
     """A version with an audit of its own."""
     registry, composition = asked.registry, asked.composition
     known = audit_rows(registry, asked.active, watched)
+    check_given(bench.plan, known.requests, known.active)
     rows = probes(bench, known.requests, recipe, progress=progress)
     encode_probes(bench, rows)
     release, folder = _candidate(asked, scratch, progress)
@@ -349,7 +351,7 @@ def _measured(
         progress=progress,
         rows=rows,
         parts=[FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts],
-        held=held_to(registry, asked.channel, composition.quantization),
+        held=held_to(registry, asked.channel, composition.quantization, recipe.gates),
     )
     audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
     asked.signs.audit(registry, audit, report)

@@ -95,12 +95,13 @@ class RowCache:
 class RowMemory:
     """A cache as one audit uses it: the keys of its requests, and how many rows it had already.
 
+    ``cache``: one that is open, or what opens it when the first row is looked for: what fails before leaves no folder.
     ``key``: of a request's rows, `efface.registry.row_key`; None stands for rows of no request. ``reads``: False where
     answers are to be shown, which the cache does not have.
     """
 
     key: Callable[[str | None], bytes] = field(repr=False)
-    cache: RowCache | None = None
+    cache: RowCache | Callable[[], RowCache] | None = None
     reads: bool = True
     hits: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -114,16 +115,21 @@ class RowMemory:
 
     def find(self, names: Mapping[str, Probe], composition: str) -> dict[str, RowScore]:
         """What the cache has of these entries, as scores without an answer."""
-        if self.cache is None or not self.reads:
+        cache = self._opened()
+        if cache is None or not self.reads:
             return {}
-        found = self.cache.find(list(names))
+        found = cache.find(list(names))
         self.hits[composition] = self.hits.get(composition, 0) + len(found)
         return {name: _score(names[name], figures) for name, figures in found.items()}
 
     def put(self, scores: Mapping[str, RowScore]) -> None:
         """Keep these."""
-        if self.cache is not None:
-            self.cache.put(scores)
+        cache = self._opened()
+        if cache is not None:
+            cache.put(scores)
+
+    def _opened(self) -> RowCache | None:
+        return self.cache() if callable(self.cache) else self.cache
 
 
 def one_key(key: bytes | None = None) -> Callable[[str | None], bytes]:

@@ -43,6 +43,7 @@ from .beside import Beside, registered
 from .beside import facts as beside_facts
 from .data import RequestData
 from .errors import RequestError
+from .given import check_given
 from .prepare import TrainingRows, probes, training_rows
 from .progress import Progress, Silent
 from .recipe import Recipe
@@ -156,6 +157,7 @@ def _unlearn(
         require_base(bench, on)
     active = sorted({request_id, *(requests_in(registry, on) if on else ())})
     known = audit_rows(registry, active)
+    check_given(bench.plan, known.requests, known.active)
     asked, data = known.requests, known.requests[request_id]
     others = _others(registry, request_id)
     beside = registered(registry, request_id, bench, recipe, on)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 
-from ..adapters import Base, ModelError
+from ..adapters import AdapterError, Base
 from ..adapters.compose import Part as FolderPart
 from ..audits import AttackResult, Evaluation, RowHash, SuiteRun, hash_row, key_name
 from ..audits.attacks import Target, lacking, run_attack
@@ -95,9 +95,10 @@ def run_suite(seen: Seen, suite: Suite, parts: Sequence[FolderPart] = ()) -> Ext
             settings = {"seed": suite.seed, **suite.settings.get(name, {})}
             found.timed(name, partial(_attack, found, name, target, settings, seen.progress))
     run = suite_run(seen.bench, suite, seen.before, seen.after)
+    figures = finite(found.figures, seen.notes)
     return Extras(
         tuple(found.attacks),
-        replace(run, seconds=found.seconds, skipped=found.skipped, figures=finite(found.figures)),
+        replace(run, seconds=found.seconds, figures=figures, skipped={**found.skipped, **seen.notes}),
         scope="scope" in suite.parts,
         reference=found.reference,
     )
@@ -112,10 +113,10 @@ def _scope(found: _Found, seen: Seen, reference: Base | None) -> None:
 def _attack(
     found: _Found, name: str, target: Target, settings: Mapping[str, Setting], progress: Progress
 ) -> None:
-    """One attack; one whose own prompts do not fit the model (examples first, say) is not made."""
+    """One attack; one whose prompts or weights do not fit the model (examples first, a tied head) is not made."""
     try:
         found.attacks.extend(run_attack(name, target, settings, progress))
-    except ModelError as error:
+    except AdapterError as error:
         raise AttackError(str(error)) from error
 
 

@@ -18,15 +18,9 @@ from ..audits import (
     truth_ratios,
 )
 from ..audits.forced import teacher_forced
-from ..audits.suites import InvalidSuite
 from .bench import Bench, ask
 from .data import Row
 from .parts import Figures, Model, NothingToMeasure, Seen
-
-_HOW = (
-    "each a row's `perturbed`: wrong answers in the words of the right one; TOFU's *_perturbed files have them, as "
-    "`perturbed_answer`"
-)
 
 
 def tofu(seen: Seen, reference: Base | None) -> Figures:
@@ -34,7 +28,6 @@ def tofu(seen: Seen, reference: Base | None) -> Figures:
     if reference is None:
         raise NothingToMeasure("no reference model")
     rows = [row for name in seen.after.active or seen.requests for row in seen.requests[name].forget]
-    _require_perturbed("forget", rows)
     found: Figures = {}
     expected = _ratios(reference.model, seen.bench, rows)
     for which in ("before", "after"):
@@ -52,13 +45,6 @@ def tofu(seen: Seen, reference: Base | None) -> Figures:
     return found | _utility(seen)
 
 
-def check_tofu(seen_rows: Sequence[Row], authors: Sequence[Row], world: Sequence[Row]) -> None:
-    """Raise `InvalidSuite` for rows without the answers that TOFU's figures need, before any model runs."""
-    _require_perturbed("forget", seen_rows)
-    _require_perturbed("real-authors", authors)
-    _require_perturbed("world-facts", world)
-
-
 def _utility(seen: Seen) -> Figures:
     """Model utility, where there is everything that it is made of."""
     groups = {
@@ -66,7 +52,10 @@ def _utility(seen: Seen) -> Figures:
         "real-authors": list(seen.sources.real_authors),
         "world-facts": list(seen.sources.world_facts),
     }
-    if not all(groups.values()):
+    if lacking := [name for name, rows in groups.items() if not rows]:
+        seen.notes["tofu/model_utility"] = (
+            f"no {' and no '.join(lacking)} rows with wrong answers: it is made of all three kinds of kept rows"
+        )
         return {}
     found: Figures = {}
     for which in ("before", "after"):
@@ -140,11 +129,3 @@ def _prompts(bench: Bench, rows: Sequence[Row]) -> list[tuple[int, ...]]:
         truncation=method.truncation,
     )
     return [row.prompt for row in found]
-
-
-def _require_perturbed(what: str, rows: Sequence[Row]) -> None:
-    if lacking := [row.id for row in rows if not row.perturbed]:
-        raise InvalidSuite(
-            f"the part tofu needs wrong answers of every {what} row, and {len(lacking)} of {len(rows)} have none, such "
-            f"as {', '.join(map(repr, lacking[:3]))}: {_HOW}"
-        )

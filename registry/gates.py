@@ -1,9 +1,9 @@
 """Gates of a channel: bounds that an audit must have been judged under, or its release is never served.
 
 The registry does not measure, and does not know what a figure means. A gate is a name and a decimal: `max_…` is
-stricter the smaller it is, `min_…` and `confidence` the larger. An audit says which gates decided its verdict
-(`record_audit`), and one carries a release on a channel only where each of the channel's gates is among them, as strict
-or stricter. `efface.audits.gates` has the names and measures them.
+stricter the smaller it is, `min_…`, `confidence` and `few_rows` the larger. An audit says which gates decided its
+verdict (`record_audit`), and one carries a release on a channel only where each of the channel's gates is among them,
+as strict or stricter. `efface.audits.gates` has the names and measures them.
 
 The fold of events asks again, at approval and at activation: a candidate that was approved before a gate was set is not
 served under it. The bare base suppresses nothing, so no gate holds it: a request can always be taken off.
@@ -24,7 +24,9 @@ from .tables import Tables
 from .types import Channel
 
 Number = str | int | float | Decimal
-_NAME = re.compile(r"(?:(?:max|min)_[a-z][a-z0-9_]{0,58}(?:\.[a-z0-9][a-z0-9._/%+-]{0,63})?|confidence)")
+_NAME = re.compile(
+    r"(?:(?:max|min)_[a-z][a-z0-9_]{0,58}(?:\.[a-z0-9][a-z0-9._/%+-]{0,63})?|confidence|few_rows)"
+)
 LIMIT = 100
 
 
@@ -55,7 +57,7 @@ def checked(gates: Mapping[str, Number]) -> dict[str, JSON]:
     for name, value in gates.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(
-                "gates named max_…, min_… or confidence", "another name", "See docs/audits.md."
+                "gates named max_…, min_…, confidence or few_rows", "another name", "See docs/audits.md."
             )
         found[name] = weight(value)
         if Decimal(weight(value)) < 0:

@@ -52,6 +52,7 @@ LOOSE: dict[str, float | None] = {
     "min_mention_ratio_neighbour": None,
     "min_fluency_ratio": None,
     "max_perplexity_ratio": None,
+    "few_rows": 0,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ...adapters.compose import Part
 from ...adapters.merge import merge
 from ...adapters.model import Base, Quantization, load_base
 from ..attack import AttackResult, Point
@@ -60,15 +61,15 @@ def stacked(target: Target, settings: Stacked, watcher: Watcher) -> tuple[Attack
 def merged(target: Target, settings: Merge, watcher: Watcher) -> tuple[AttackResult, ...]:
     """Merge the adapters into the base's files and load what comes of it. The disk must hold another base."""
     forms = list(dict.fromkeys(settings.forms))
+    # What is on, and not what it was composed of: an approximate rendering is not the sum of its parts.
+    served = [] if target.folder is None else [Part(target.folder)]
     watcher.phase("precision/merged", len(forms))
     curve: list[dict[str | None, Point]] = []
     for number, form in enumerate(forms):
         with tempfile.TemporaryDirectory(prefix="efface-attack-") as scratch:
             onto = "nf4" if form == "into nf4" else "original"
             stored = {"bf16": None, "int8": "int8", "nf4": "nf4", "into nf4": "nf4"}[form]
-            made = merge(
-                target.base.path, target.own_parts, Path(scratch) / "merged", onto=onto, requantize=stored
-            )
+            made = merge(target.base.path, served, Path(scratch) / "merged", onto=onto, requantize=stored)
             checkpoint = load_base(made.path, stored or "bf16", device=str(target.base.model.device))
             curve.append(_at(target, checkpoint, None, settings, number, f"merged {form}"))
         watcher.advance()

@@ -48,6 +48,10 @@ class Attack:
     preset: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
+_FIXED = ("rows", "weights", "group")
+"""Of a preset, what its name promises; the rest is a default."""
+
+
 def _relearning(what: str, *needs: Need, **preset: object) -> Attack:
     return Attack(relearn.relearn, relearn.Relearn, what, "long", needs, preset)
 
@@ -137,12 +141,15 @@ def run_attack(
     with torch.random.fork_rng(devices):  # PEFT draws whenever it makes a layer
         found = attack.run(target, settings, watcher or Unwatched())
     each = (time.monotonic() - started) / max(1, len(found))
-    return tuple(replace(one, seconds=each) for one in found)
+    return tuple(replace(one, seconds=each, attack=name) for one in found)
 
 
 def settings_of(name: str, values: Mapping[str, object]) -> Settings:
     """``values`` over the preset of attack ``name``, checked. Raises `AttackError` that names each bad one."""
     attack = _named(name)
+    given = {key: values[key] for key in _FIXED if key in attack.preset and key in values}
+    if any(attack.preset[key] != value for key, value in given.items()):
+        raise AttackError(f"{name}: {', '.join(given)} makes it what it is called: take another of ATTACKS")
     try:
         return attack.settings.model_validate({**attack.preset, **values})
     except ValidationError as error:

@@ -67,11 +67,6 @@ class Target:
             found.setdefault(probe.request, []).append(probe)
         return {request: tuple(probes) for request, probes in found.items()}
 
-    @property
-    def own_parts(self) -> tuple[Part, ...]:
-        """The adapters that are on: ``parts``, or the one folder; none for a checkpoint."""
-        return self.parts or ((Part(self.folder),) if self.folder is not None else ())
-
 
 def key_of(probe: Probe) -> tuple[str | None, Group, str]:
     """What `RowScore.key` is of its score."""

@@ -559,7 +559,10 @@ def test_what_is_made_is_signed_where_a_key_is_at_hand(never: Place, tmp_path: P
     assert at.ask("key", "add", pem, "--name", "desk", *roles).code == 0
     made = work("unlearn", TWO).json
     released = work("release", "create", "prod", "--add", TWO).json
+    merged = work("merge", "prod", "--out", tmp_path / "merged", "--precision", "fp32").json
     for about in (
+        ("audit", work("audit", "run", "--release", "prod").json["audit"]),
+        ("audit", merged["audit"]),
         ("adapter", made["adapter"]),
         ("audit", made["audit"]),
         ("adapter", released["rendered"]),

@@ -79,7 +79,7 @@ def test_every_attack_gives_its_record_and_leaves_the_model_as_it_was(
         assert one.kind == name.split("/")[0]
         assert one.n == {"prompt/paraphrase": 1, "prompt/format": 1}.get(name, 2 if name in UNSEEN else 3)
         assert not any(word in one.finding for word in ("potter", "tokyo", "hamlet", "capital"))
-        assert one.to_json()["name"] == one.name
+        assert (one.to_json()["name"], one.to_json()["attack"]) == (one.name, name)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +300,13 @@ def test_a_merge_in_16_bits_forgets_as_the_adapter_does(stack: Target) -> None:
         assert found.points[0].y == pytest.approx(found.suppressed, abs=0.05)
 
 
+def test_what_is_merged_is_what_is_on_and_not_what_it_was_composed_of(stack: Target) -> None:
+    """Of an approximate rendering the parts are something else; here only the first of them is on."""
+    first = replace(stack, folder=stack.parts[0].folder)
+    found = by_request(run_attack("precision/merged", first, {"forms": "bf16"}))
+    assert found["q2"].attacked > 0.5 > 0.35 > found["q1"].attacked
+
+
 # --- prompts
 
 
@@ -411,6 +418,8 @@ def test_unknown_names_and_settings_are_named(stack: Target) -> None:
     ):
         with pytest.raises(AttackError, match=wrong):
             settings_of("relearning/random", values)
+    with pytest.raises(AttackError, match="rows makes it what it is called"):
+        settings_of("relearning/random", {"rows": "shortest"})
     with pytest.raises(AttackError, match="as many samples as k = 8"):
         settings_of("sampling/leak", {"samples": 2})
     with pytest.raises(AttackError, match="weights"):

@@ -1,7 +1,7 @@
 """Each gate passes and fails for its own reason; what was not measured is never a pass."""
 
 import pytest
-from audit_kit import evaluation, forgotten, known, row
+from audit_kit import by_figures, evaluation, forgotten, known, row
 from pydantic import ValidationError
 
 from efface.audits.errors import IncomparableError
@@ -10,7 +10,7 @@ from efface.audits.types import Finding, RowScore, verdict_of
 
 PRESENT = dict.fromkeys(r.group for r in known())  # the other groups: test_scope.py
 BEFORE = evaluation("base", *known())
-OFF: dict[str, object] = dict.fromkeys(Thresholds.model_fields) | {"max_recovered": {}}
+OFF: dict[str, object] = dict.fromkeys(Thresholds.model_fields) | {"max_recovered": {}, "few_rows": 0}
 
 
 def changed(groups: tuple[str, ...], **figures: object) -> list[RowScore]:
@@ -33,7 +33,7 @@ def only(**thresholds: float) -> Thresholds:
     harmless = (
         {} if any(name.endswith("_forget") for name in thresholds) else {"max_mention_rate_forget": 1.0}
     )
-    return Thresholds(**(OFF | harmless | thresholds))  # type: ignore[arg-type]
+    return by_figures(**(OFF | harmless | thresholds))  # type: ignore[arg-type]
 
 
 def of(gate: str, findings: tuple[Finding, ...]) -> list[Finding]:
@@ -78,8 +78,8 @@ def test_every_threshold_has_a_gate_and_every_gate_a_threshold() -> None:
 
 
 def test_the_defaults_pass_what_forgot_and_fail_what_did_not() -> None:
-    assert verdict_of(judge(Thresholds(), forgotten())) == "pass"
-    untouched = judge(Thresholds(), known())
+    assert verdict_of(judge(by_figures(), forgotten())) == "pass"
+    untouched = judge(by_figures(), known())
     assert {f.gate for f in untouched if not f.passed} == {
         "max_mention_rate_forget",
         "max_mention_rate_paraphrase",
@@ -89,7 +89,7 @@ def test_the_defaults_pass_what_forgot_and_fail_what_did_not() -> None:
 
 def test_forget_rows_that_are_missing_fail_even_at_the_defaults() -> None:
     rows = [r for r in known() if r.group != "forget"]
-    findings = check(evaluation("base", *rows), evaluation("+ q1", *rows, active=("q1",)), Thresholds())
+    findings = check(evaluation("base", *rows), evaluation("+ q1", *rows, active=("q1",)), by_figures())
     missing = of("max_mention_rate_forget", findings)
     assert [(f.outcome, f.request, f.value) for f in missing] == [("failed", "q1", None)]
     assert "n = 0" in missing[0].text
@@ -99,12 +99,12 @@ def test_forget_rows_that_are_missing_fail_even_at_the_defaults() -> None:
 def test_other_groups_that_are_missing_are_visible_and_fail_only_when_asked_for(group: str) -> None:
     rows = [[r for r in source if r.group != group] for source in (known(), forgotten())]
     before, after = evaluation("base", *rows[0]), evaluation("+ q1", *rows[1], active=("q1",))
-    default = check(before, after, Thresholds())
+    default = check(before, after, by_figures())
     absent = [f for f in default if f.outcome == "not measured"]
     assert {f.group for f in absent} == {group}
     assert verdict_of(default) == "pass"
     name = absent[0].gate
-    asked = check(before, after, Thresholds(**{name: absent[0].threshold}))
+    asked = check(before, after, by_figures(**{name: absent[0].threshold}))
     assert [f.outcome for f in of(name, asked)] == ["failed"]
 
 
@@ -114,17 +114,17 @@ def test_forget_rows_without_keywords_are_judged_by_their_probability() -> None:
         for s in (known(), forgotten())
     ]
     before, after = evaluation("base", *silent[0]), evaluation("+ q1", *silent[1], active=("q1",))
-    findings = check(before, after, Thresholds())
+    findings = check(before, after, by_figures())
     assert [f.outcome for f in of("max_mention_rate_forget", findings)] == ["not measured"]
     assert verdict_of(findings) == "pass"
-    unproven = check(before, after, Thresholds(max_probability_ratio_forget=None))
+    unproven = check(before, after, by_figures(max_probability_ratio_forget=None))
     assert [f.outcome for f in of("max_mention_rate_forget", unproven)] == ["failed"]
 
 
 def test_a_ratio_to_nothing_is_not_a_figure() -> None:
     unknown = [row(r.id, r.group, r.request, **(kept(r) | {"mentioned": False})) for r in known()]
     findings = check(
-        evaluation("base", *unknown), evaluation("+ q1", *forgotten(), active=("q1",)), Thresholds()
+        evaluation("base", *unknown), evaluation("+ q1", *forgotten(), active=("q1",)), by_figures()
     )
     ratio = of("min_mention_ratio_retain", findings)
     assert [(f.outcome, f.value) for f in ratio] == [("not measured", None)]
@@ -137,7 +137,7 @@ def test_a_model_that_says_nothing_fails() -> None:
         for r in known()
     ]
     assert {
-        f.group for f in judge(Thresholds(), mute) if f.gate == "min_fluency_ratio" and not f.passed
+        f.group for f in judge(by_figures(), mute) if f.gate == "min_fluency_ratio" and not f.passed
     } == set(PRESENT)
 
 
@@ -148,22 +148,22 @@ def two_requests(source: list[RowScore], other: list[RowScore]) -> list[RowScore
 def test_only_active_requests_have_to_be_forgotten() -> None:
     before = evaluation("base", *two_requests(known(), known()))
     rows = two_requests(forgotten(), known())  # q1 forgotten, q2 rolled back
-    rolled_back = check(before, evaluation("after", *rows, active=("q1",)), Thresholds())
+    rolled_back = check(before, evaluation("after", *rows, active=("q1",)), by_figures())
     assert verdict_of(rolled_back) == "pass"
     assert {f.request for f in rolled_back if f.group == "forget"} == {"q1"}
     assert {f.request for f in rolled_back if f.group == "neighbour"} == {"q1", "q2"}
-    stacked = check(before, evaluation("after", *rows, active=("q1", "q2")), Thresholds())
+    stacked = check(before, evaluation("after", *rows, active=("q1", "q2")), by_figures())
     assert {f.request for f in stacked if f.outcome == "failed"} == {"q2"}
-    assert check(before, evaluation("after", *rows), Thresholds()) == stacked
+    assert check(before, evaluation("after", *rows), by_figures()) == stacked
 
 
 def test_an_active_request_without_rows_fails() -> None:
-    findings = judge(Thresholds(), forgotten(), active=("q1", "q9"))
+    findings = judge(by_figures(), forgotten(), active=("q1", "q9"))
     assert {f.request for f in findings if f.outcome == "failed"} == {"q9"}
 
 
 def test_nothing_active_is_judged_by_what_stays() -> None:
-    findings = judge(Thresholds(), known(), active=())
+    findings = judge(by_figures(), known(), active=())
     assert {f.group for f in findings} == {"neighbour", "retain"}
     assert verdict_of(findings) == "pass"
 
@@ -171,15 +171,15 @@ def test_nothing_active_is_judged_by_what_stays() -> None:
 def test_forget_rows_of_no_request_are_judged_too() -> None:
     rows = [[row(r.id, r.group, None, **kept(r)) for r in source] for source in (known(), forgotten())]
     before = evaluation("base", *rows[0])
-    assert verdict_of(check(before, evaluation("after", *rows[1]), Thresholds())) == "pass"
-    assert verdict_of(check(before, evaluation("after", *rows[0], active=()), Thresholds())) == "fail"
+    assert verdict_of(check(before, evaluation("after", *rows[1]), by_figures())) == "pass"
+    assert verdict_of(check(before, evaluation("after", *rows[0], active=()), by_figures())) == "fail"
 
 
 def test_other_rows_or_another_precision_cannot_be_compared() -> None:
     with pytest.raises(IncomparableError, match=r"1 in one only.*forget-0"):
-        judge(Thresholds(), forgotten()[1:])
+        judge(by_figures(), forgotten()[1:])
     with pytest.raises(IncomparableError, match=r"'nf4' and 'bf16'.*evaluate 'base' again"):
-        judge(Thresholds(), forgotten(), precision="bf16")
+        judge(by_figures(), forgotten(), precision="bf16")
 
 
 @pytest.mark.parametrize(
@@ -197,13 +197,13 @@ def test_other_rows_or_another_precision_cannot_be_compared() -> None:
 )
 def test_thresholds_that_mean_nothing_are_refused(bad) -> None:
     with pytest.raises(ValidationError):
-        Thresholds(**bad)
+        by_figures(**bad)
 
 
 def test_a_request_without_neighbours_of_its_own_is_visible_beside_one_that_has_them() -> None:
     alone = [r for r in two_requests(known(), known()) if (r.request, r.group) != ("q2", "neighbour")]
     findings = check(
-        evaluation("base", *alone), evaluation("after", *alone, active=("q1", "q2")), Thresholds()
+        evaluation("base", *alone), evaluation("after", *alone, active=("q1", "q2")), by_figures()
     )
     neighbours = of("min_probability_ratio_neighbour", findings)
     assert [(f.request, f.outcome) for f in neighbours] == [("q1", "passed"), ("q2", "not measured")]

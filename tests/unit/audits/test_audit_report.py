@@ -11,6 +11,7 @@ from audit_kit import (
     REFERENCE,
     attack,
     attacks,
+    by_figures,
     evaluation,
     forgotten,
     full_report,
@@ -26,7 +27,7 @@ from efface.audits.attack import Point
 from efface.audits.charts import MAX_DOTS, thin
 from efface.audits.curves import MOST_SERIES, Cross, Series, Spot, curves_chart, plane_chart
 from efface.audits.errors import RecordError
-from efface.audits.gates import Thresholds, check
+from efface.audits.gates import check
 from efface.audits.markup import Markup, element, number
 from efface.audits.report import render_html
 from efface.audits.tables import Table
@@ -81,7 +82,7 @@ def hostile_report():
         title=HOSTILE,
         asked=HOSTILE,
         evaluations=(before, after),
-        findings=check(before, after, Thresholds()),
+        findings=check(before, after, by_figures()),
         before=HOSTILE,
         after="after",
         digests={HOSTILE: HOSTILE},
@@ -123,7 +124,7 @@ def test_the_page_says_what_was_asked_claimed_and_found() -> None:
 def test_a_failed_audit_says_so_first() -> None:
     before, after = evaluation("base", *known()), evaluation("+ q1", *known(), active=("q1",))
     text = outline(
-        render_html(report(evaluations=(before, after), findings=check(before, after, Thresholds())))
+        render_html(report(evaluations=(before, after), findings=check(before, after, by_figures())))
     ).text
     assert "Audit failed" in text
     assert "Audit passed" not in text

@@ -280,6 +280,12 @@ def test_no_probes_is_an_error(bench: Bench) -> None:
         measure(bench, bench.base.model, [])
 
 
+def test_an_answer_without_any_text_is_named(bench: Bench) -> None:
+    special = str(bench.base.tokenizer.pad_token)
+    with pytest.raises(AuditError, match=r"row 'odd' cannot be scored: zlib_score"):
+        measure(bench, bench.base.model, [Probe(Item("odd", "who wrote hamlet", special), "forget", "q1")])
+
+
 def test_a_row_given_twice_is_named_before_anything_is_measured(bench: Bench) -> None:
     seen: list[int] = []
     with pytest.raises(AuditError, match=r"1 more than once, \('q1', 'forget', 'f0'\) first: drop them"):

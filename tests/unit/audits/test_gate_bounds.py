@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from audit_kit import evaluation, forgotten, known, row
+from audit_kit import by_figures, evaluation, forgotten, known, row
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -65,7 +65,7 @@ def test_what_is_no_confidence(confidence: float) -> None:
     with pytest.raises(MetricError, match="expected a confidence between"):
         rate_bound(1, 2, confidence, "upper")
     with pytest.raises(ValidationError):
-        Thresholds(confidence=confidence)
+        by_figures(confidence=confidence)
 
 
 def many(n: int, **changes: object) -> list:
@@ -79,8 +79,8 @@ def test_few_rows_prove_little_and_the_finding_says_so(n: int, outcome: str) -> 
         evaluation("base", *many(n)),
         evaluation("+", *many(n, mentioned=False, probability=0.1), active=("q1",)),
     )
-    plain = check(before, after, Thresholds(max_mention_rate_forget=0.1))
-    bound = check(before, after, Thresholds(max_mention_rate_forget=0.1, confidence=0.95))
+    plain = check(before, after, by_figures(max_mention_rate_forget=0.1))
+    bound = check(before, after, by_figures(max_mention_rate_forget=0.1, confidence=0.95))
     (mine,) = [f for f in bound if f.gate == "max_mention_rate_forget"]
     assert [f.outcome for f in plain if f.gate == mine.gate] == ["passed"]
     assert mine.outcome == outcome
@@ -91,7 +91,7 @@ def test_few_rows_prove_little_and_the_finding_says_so(n: int, outcome: str) -> 
 def test_every_gate_has_a_bound_on_the_side_that_it_fears() -> None:
     rows = [[replace(r, id=f"{r.id}/{i}") for i in range(6) for r in some] for some in (known(), forgotten())]
     before, after = evaluation("base", *rows[0]), evaluation("+ q1", *rows[1], active=("q1",))
-    every = Thresholds(
+    every = by_figures(
         confidence=0.9, max_extraction_strength_forget=0.9, max_rouge_ratio_forget=0.9, max_retain_drop=0.5
     )
     plain = check(before, after, every.model_copy(update={"confidence": None}))
@@ -106,7 +106,7 @@ def test_every_gate_has_a_bound_on_the_side_that_it_fears() -> None:
 
 def test_too_few_pairs_are_not_measured_and_fail_where_asked_for() -> None:
     before, after = evaluation("base", *known()), evaluation("+ q1", *forgotten(), active=("q1",))
-    found = check(before, after, Thresholds(confidence=0.95, min_probability_ratio_retain=0.1))
+    found = check(before, after, by_figures(confidence=0.95, min_probability_ratio_retain=0.1))
     (mine,) = [f for f in found if f.gate == "min_probability_ratio_retain"]
     assert mine.outcome == "failed" and "2 rows support no 95 % lower bound" in mine.text
 
@@ -117,7 +117,7 @@ def test_a_drop_is_one_less_the_ratio() -> None:
     ]
     before, after = evaluation("base", *known()), evaluation("+ q1", *worse, active=("q1",))
     for threshold, outcome in ((0.24, "failed"), (0.26, "passed")):
-        found = check(before, after, Thresholds(max_retain_drop=threshold))
+        found = check(before, after, by_figures(max_retain_drop=threshold))
         (mine,) = [f for f in found if f.gate == "max_retain_drop"]
         assert (mine.outcome, mine.value) == (outcome, pytest.approx(0.25))
 
@@ -152,9 +152,31 @@ def test_the_worst_attack_of_its_name_or_kind_decides(
     assert [f.value for f in found] == [v if v is None else pytest.approx(v) for _, v, _ in expected]
 
 
+@pytest.mark.parametrize("name", ["relearning/random", "relearning/full", "prompt/prefix"])
+def test_an_attack_is_found_by_the_name_that_a_gate_can_use(name: str) -> None:
+    """What an attack calls its result says more: "relearning/random-20%", "relearning/random-20%-full"."""
+    results = {
+        "relearning/random": "relearning/random-20%",
+        "relearning/full": "relearning/random-20%-full",
+        "prompt/prefix": "prompt/prefix",
+    }
+    made = [replace(attack(result, "q1", 0.3), attack=one) for one, result in results.items()]
+    (found,) = check_attacks(made, {name: 0.5}, ["q1"])
+    assert found.outcome == "passed" and found.text.startswith(results[name])
+
+
 def test_nothing_to_bring_back_is_no_failure() -> None:
     (found,) = check_attacks([attack("prompt/prefix", "q1", 0.1, known=0.1)], {"prompt": 0.5}, ["q1"])
     assert found.outcome == "not measured"
+
+
+def test_what_an_attack_tells_beyond_the_base_is_not_excused_by_nothing_having_been_suppressed() -> None:
+    """The base names it only to who begins its answer: nothing was taken from plain questions, and it is there."""
+    told = attack("prompt/prefix", "q1", 0.7, known=0.1)
+    (found,) = check_attacks([told, attack("prompt/partial", "q1", 0.2)], {"prompt": 0.5}, ["q1"])
+    assert (found.outcome, found.value) == ("failed", pytest.approx(0.6))
+    assert "prompt/prefix reaches 0.7" in found.text
+    assert check_attacks([told], {"prompt": 0.6}, ["q1"])[0].outcome == "not measured"
 
 
 def test_a_rebound_is_a_rise_since_the_best_release_of_each_active_request() -> None:
@@ -197,12 +219,12 @@ def test_the_stricter_of_two() -> None:
 )
 def test_what_is_no_gate_is_named(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError) as caught:
-        Thresholds().stricter(bad)
+        by_figures().stricter(bad)
     assert "did you mean 'prompt'" in str(caught.value) or "promt" not in str(bad)
 
 
 def test_bounds_never_let_more_through() -> None:
     """The same verdict or a stricter one: a bound lies on the far side of the figure."""
     before, after = evaluation("base", *known()), evaluation("+ q1", *forgotten(), active=("q1",))
-    assert verdict_of(check(before, after, Thresholds())) == "pass"
-    assert verdict_of(check(before, after, Thresholds(confidence=0.99))) == "fail"
+    assert verdict_of(check(before, after, by_figures())) == "pass"
+    assert verdict_of(check(before, after, by_figures(confidence=0.99))) == "fail"

@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from audit_kit import evaluation, forgotten, known, row
+from audit_kit import by_figures, evaluation, forgotten, known, row
 from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.audits.errors import IncomparableError, MetricError
-from efface.audits.gates import Thresholds, check
+from efface.audits.gates import check
 from efface.audits.scope import (
     MIN_ROWS,
     ScopeBounds,
@@ -46,7 +46,7 @@ def test_what_lies_beyond_the_trained_rows_must_be_gone_too(group: str) -> None:
     quiet = row("x", group, "q1", mentioned=False)  # type: ignore[arg-type]
     before = evaluation("base", *known(), beyond)
     for after, outcome in ((quiet, "passed"), (beyond, "failed")):
-        findings = check(before, evaluation("+ q1", *forgotten(), after, active=("q1",)), Thresholds())
+        findings = check(before, evaluation("+ q1", *forgotten(), after, active=("q1",)), by_figures())
         assert [f.outcome for f in findings if f.gate == f"max_mention_rate_{group}"] == [outcome]
         assert verdict_of(findings) == ("pass" if outcome == "passed" else "fail")
 
@@ -54,22 +54,22 @@ def test_what_lies_beyond_the_trained_rows_must_be_gone_too(group: str) -> None:
 def test_what_is_no_longer_active_may_be_told_again() -> None:
     beyond = row("x", "heldout", "q1")
     after = evaluation("rolled back", *known(), beyond, active=())
-    findings = check(evaluation("base", *known(), beyond), after, Thresholds())
+    findings = check(evaluation("base", *known(), beyond), after, by_figures())
     assert not [f for f in findings if f.group in FORGET_SIDE and f.outcome == "failed"]
 
 
 def test_unrelated_rows_must_stand() -> None:
     far, worse = row("x", "unrelated", None), row("x", "unrelated", None, probability=0.1)
     before = evaluation("base", *known(), far)
-    findings = check(before, evaluation("+ q1", *forgotten(), worse, active=("q1",)), Thresholds())
+    findings = check(before, evaluation("+ q1", *forgotten(), worse, active=("q1",)), by_figures())
     assert [f.gate for f in findings if f.outcome == "failed"] == ["min_probability_ratio_unrelated"]
 
 
 def test_optional_groups_are_silent_unless_their_bound_was_set() -> None:
     before, after = evaluation("base", *known()), evaluation("+ q1", *forgotten(), active=("q1",))
-    groups = {f.group for f in check(before, after, Thresholds())}
+    groups = {f.group for f in check(before, after, by_figures())}
     assert groups == {"forget", "paraphrase", "neighbour", "retain"}
-    asked = check(before, after, Thresholds(max_mention_rate_heldout=0.2))
+    asked = check(before, after, by_figures(max_mention_rate_heldout=0.2))
     assert [f.outcome for f in asked if f.group == "heldout"] == ["failed"]
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_kit import PROMPT, evaluation, full_report, known, report
+from audit_kit import PROMPT, by_figures, evaluation, full_report, known, report
 from cli_kit import checked, efface
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from registry_kit import CANARY
 
-from efface.audits.gates import Thresholds, check
+from efface.audits.gates import check
 from efface.registry import GateFailed, InvalidInput, Registry, dsse, signing, statements
 from efface.registry.report_statement import SUFFIX, report_facts, sign_report, verify_report
 
@@ -40,7 +40,7 @@ def test_a_signed_report_is_a_test_result_of_its_composition() -> None:
 
 def test_a_failed_audit_is_signed_as_failed() -> None:
     before, after = evaluation("base", *known()), evaluation("+ q1", *known(), active=("q1",))
-    data = written(report(evaluations=(before, after), findings=check(before, after, Thresholds())))
+    data = written(report(evaluations=(before, after), findings=check(before, after, by_figures())))
     envelope = sign_report(data, PRIVATE)
     assert report_facts(data).verdict == "fail"
     assert statements.parse_statement(dsse.parse(envelope).payload).predicate["result"] == "FAILED"

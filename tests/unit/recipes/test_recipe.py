@@ -357,7 +357,7 @@ def test_the_digest_changes_with_any_part_of_stacking(key: str) -> None:
 
 @pytest.mark.parametrize("gate", Thresholds.model_fields)
 def test_the_digest_changes_with_any_gate(gate: str) -> None:
-    value = {"max_recovered": {"prompt": 0.5}, "confidence": 0.9}.get(gate, 0.123)
+    value = {"max_recovered": {"prompt": 0.5}, "confidence": 0.9, "few_rows": 8}.get(gate, 0.123)
     changed = Recipe(name="a", gates=Thresholds(**{gate: value}))  # type: ignore[arg-type]
     assert changed.digest != Recipe(name="a").digest
 

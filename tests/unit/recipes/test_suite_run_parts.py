@@ -16,6 +16,7 @@ from efface.recipes.audit import audit_composition
 from efface.recipes.bench import Bench
 from efface.recipes.checkpoint import audit_checkpoint
 from efface.recipes.data import RequestData, Row
+from efface.recipes.parts import finite
 from efface.recipes.plan import Plan
 from efface.recipes.recipe import Recipe
 from efface.recipes.row_cache import RowMemory, open_cache
@@ -123,7 +124,9 @@ def test_standard_notes_how_far_it_went_and_decides_nothing_by_it(
 def test_a_bound_on_it_decides_under_any_suite(known: Path, adapter: Path, tiny_llama: Path) -> None:
     strict = RECIPE.model_copy(
         update={
-            "gates": Thresholds(min_ignorance_ratio=1e9, max_ignorance_ratio=1e9, max_gibberish_share=1.0)
+            "gates": Thresholds(
+                few_rows=0, min_ignorance_ratio=1e9, max_ignorance_ratio=1e9, max_gibberish_share=1.0
+            )
         }
     )
     quick = audited(known, adapter, load_suite("quick"), recipe=strict)
@@ -137,6 +140,55 @@ def test_a_bound_on_it_decides_under_any_suite(known: Path, adapter: Path, tiny_
     given = Sources(reference=str(tiny_llama))
     told = audited(known, adapter, load_suite("standard"), given, recipe=strict)
     assert scope_of(told)["max_ignorance_ratio"] == "passed"
+
+
+def test_holdout_rows_that_somebody_trained_on_are_refused(known: Path, adapter: Path) -> None:
+    """They would make membership look like a guess, whatever the model remembers."""
+    ours = (*HOLDOUT, DATA.forget[0].model_copy(update={"id": "h9", "prompt": "Who  wrote HAMLET"}))
+    with pytest.raises(AuditError, match="1 that a request has among its own, such as 'h9'"):
+        audited(known, adapter, load_suite("standard"), Sources(holdout=ours))
+
+
+def test_what_a_part_could_not_measure_is_in_the_report(known: Path, adapter: Path, tiny_llama: Path) -> None:
+    run = audited(known, adapter, load_suite("tofu"), Sources(reference=str(tiny_llama))).suite
+    assert run is not None and not any("utility" in name for name in run.figures)
+    assert "no real-authors and no world-facts rows" in run.skipped["tofu/model_utility"]
+    given = Sources(reference=str(tiny_llama), holdout=HOLDOUT)
+    run = audited(known, adapter, load_suite("muse"), given).suite
+    assert run is not None and "documents" in run.skipped["muse/verbatim"]
+
+
+def test_depth_of_what_the_base_does_not_know_is_skipped_with_the_reason(
+    tiny_llama: Path, known: Path
+) -> None:
+    """Source and target are one model: no layer has a gap, and there is nothing to be forgotten."""
+    suite = Suite(name="mine", version=1, description="d", parts=("rows", "patching"), takes=("reference",))
+    base = load_base(tiny_llama, "fp32")
+    folder = known.parent / "flat"
+    save(attach(base.model, rank=4), folder, base=base.fingerprint.digest)
+    run = audited(tiny_llama, folder, suite, Sources(reference=str(tiny_llama))).suite
+    assert run is not None and "knows these answers no better" in run.skipped["patching"]
+
+
+def test_a_figure_that_is_no_number_is_named() -> None:
+    notes: dict[str, str] = {}
+    assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}, notes) == {"a": 1.0}
+    assert notes == {"b": "it came out as nan", "c": "it came out as inf"}
+
+
+def test_two_requests_that_ask_the_same_each_have_their_row(known: Path, adapter: Path) -> None:
+    """Under names of their own, though the row is measured once: attacks and reports go by the name."""
+    both = {"q1": DATA, "q2": RequestData(rows([replace(FORGET[0], id="x")]), DATA.retain)}
+    bench = Bench(load_base(known, "fp32"), METHOD)
+    parts = [(read_adapter(adapter).digest, "1")]
+    composition = compose(bench.base.fingerprint.digest, "fp32", parts)
+    bench = replace(bench, plan=Plan(load_suite("standard"), Sources()))
+    report = audit_composition(
+        bench, composition, adapter, both, active=["q1", "q2"], recipe=RECIPE, label="a"
+    )
+    named = {(row.request, row.id) for row in report.evaluation("a").rows if row.group == "forget"}
+    assert named == {("q1", "f0"), ("q1", "f1"), ("q1", "f2"), ("q2", "x")}
+    assert {one.request for one in report.attacks if one.name == "prompt/prefix"} == {"q1", "q2"}
 
 
 def test_without_holdout_rows_it_says_so(known: Path, adapter: Path) -> None:

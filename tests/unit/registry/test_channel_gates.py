@@ -68,8 +68,9 @@ def test_gates_are_set_one_by_one_and_taken_off(reg: Registry) -> None:
     assert gated(reg, {"min_fluency_ratio": Decimal("0.7")}) == first == get_channel(reg, "prod")
     assert len(log(reg)) == 1
     rule_channel(reg, "prod", two_person=True, reason="r", actor="cleo")
-    last = gated(reg, {"min_fluency_ratio": None, "confidence": 0.95})
-    assert last.gates == {"confidence": "0.95", "max_extraction_strength_forget": "0.1"}
+    last = gated(reg, {"min_fluency_ratio": None, "confidence": 0.95, "few_rows": 30.0})
+    kept = {"confidence": "0.95", "few_rows": "30", "max_extraction_strength_forget": "0.1"}
+    assert last.gates == kept
     assert last.two_person
     assert log(reg)[-1].body == {"gates": last.gates, "reason": "policy 7"}
     (row,) = facts.facts(log(reg), {})["channels"]
@@ -182,7 +183,7 @@ def test_what_is_no_gate_writes_nothing(reg: Registry, change: dict[str, Any]) -
 
 
 BOUNDS = st.decimals(0, 10, places=3)
-NAMES = st.sampled_from(["max_a", "max_a.b", "min_a", "confidence"])
+NAMES = st.sampled_from(["max_a", "max_a.b", "min_a", "confidence", "few_rows"])
 
 
 @given(st.dictionaries(NAMES, BOUNDS, max_size=4), st.dictionaries(NAMES, BOUNDS, max_size=4))

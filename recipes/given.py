@@ -1,0 +1,53 @@
+"""Rows that a suite cannot run on are refused before a model runs, or anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..audits import AuditError
+from ..audits.suites import InvalidSuite
+from .data import RequestData, Row
+from .data.sets import questions
+from .plan import Plan
+
+_HOW = (
+    "each a row's `perturbed`: wrong answers in the words of the right one; TOFU's *_perturbed files have them, as "
+    "`perturbed_answer`"
+)
+
+
+def check_given(plan: Plan | None, requests: Mapping[str, RequestData], active: Sequence[str]) -> None:
+    """Raise `InvalidSuite` for rows without the answers that ``plan`` compares, `AuditError` for holdout rows that ask
+    what a row of ``requests`` asks: they would make membership look like a guess.
+    """
+    if plan is None:
+        return
+    _require_unseen(plan.sources.holdout, requests)
+    if "tofu" in plan.suite.parts:
+        forget = [row for name in active for row in requests[name].forget]
+        _require_perturbed("forget", forget)
+        _require_perturbed("real-authors", plan.sources.real_authors)
+        _require_perturbed("world-facts", plan.sources.world_facts)
+
+
+def _require_unseen(holdout: Sequence[Row], requests: Mapping[str, RequestData]) -> None:
+    trained = {
+        asked
+        for data in requests.values()
+        for row in (*data.forget, *data.retain)
+        for asked in questions(row)
+    }
+    known = [row.id for row in holdout if questions(row) & trained]
+    if known:
+        raise AuditError(
+            f"expected holdout rows that nobody trained on, got {len(known)} that a request has among its own, such as "
+            f"{', '.join(map(repr, known[:3]))}: give others of the same kind"
+        )
+
+
+def _require_perturbed(what: str, rows: Sequence[Row]) -> None:
+    if lacking := [row.id for row in rows if not row.perturbed]:
+        raise InvalidSuite(
+            f"the part tofu needs wrong answers of every {what} row, and {len(lacking)} of {len(rows)} have none, such "
+            f"as {', '.join(map(repr, lacking[:3]))}: {_HOW}"
+        )
