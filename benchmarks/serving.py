@@ -16,8 +16,8 @@ vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON)
             token of it through `efface serve gateway` with its own controller, which looks every half second; the
             gateway against vLLM asked directly (with the admin token, past efface's middleware, so that the difference
             has the middleware in it), in turns; and the throughput of a stack of eight adapters of rank 8, concatenated
-            to rank 64, against one of them, in turns on a server whose slots have rank 64. These adapters are on three
-            of the seven linear layers.
+            to rank 64, against one of them, in turns. All of it on a server whose slots have rank 8, which hold one
+            such adapter, and on one with slots of rank 64. These adapters are on three of the seven linear layers.
 """
 
 import argparse
@@ -48,6 +48,8 @@ SWAPS, PUTS, ASKS = 15, 1000, 300
 VLLM_ASKS, RELEASES, ROUNDS = 150, 10, 5
 STAGES = ("until vLLM has loaded it", "its probe", "until it is routed to", "its first token")
 MODEL = "bench"
+RANKS = (8, 64)
+"""Slots of vLLM: it fills each up with zeros to `--max-lora-rank`, and computes them on a CPU."""
 
 
 def main() -> None:
@@ -164,7 +166,7 @@ def gateway(work: Path) -> list[str]:
 
 def vllm(work: Path) -> list[str]:
     from serving_kit import open_shop
-    from vllm_kit import ADMIN, Vllm, vllm_python
+    from vllm_kit import vllm_python
 
     from efface.adapters import fetch_model
 
@@ -175,31 +177,46 @@ def vllm(work: Path) -> list[str]:
     base = fetch_model("smollm2-135m")
     work.mkdir(parents=True)
     shop = open_shop(work / "shop", base)
-    env = {"EFFACE_CHANNELS": MODEL, "EFFACE_ADMIN_TOKEN": ADMIN, "EFFACE_REGISTRY": str(shop.reg.root)}
-    sizes = ["--enable-lora", "--max-loras", "16", "--max-lora-rank", "64", "--max-model-len", "512"]
-    server = Vllm(
-        base, work / "log", env, *sizes, "--middleware", "efface.serving.middleware.LoraOnly"
-    ).start()
+    lines = list[str]()
     try:
-        return [*_releases(shop, server, work), *_stack(shop, server.url, ADMIN)]
+        for rank in RANKS:
+            here = work / f"rank-{rank}"
+            here.mkdir()
+            with _server(base, here / "log", shop, rank) as server:
+                lines += _releases(shop, server, here, f"slots of rank {rank}: ")
+                lines += _throughput(shop, server.url, rank)
+        return lines
     finally:
-        server.stop()
         shop.reg.close()
 
 
-def _releases(shop: Any, server: Any, work: Path) -> list[str]:
+@contextmanager
+def _server(base: Path, log: Path, shop: Any, rank: int) -> Iterator[Any]:
+    from vllm_kit import ADMIN, Vllm
+
+    env = {"EFFACE_CHANNELS": MODEL, "EFFACE_ADMIN_TOKEN": ADMIN, "EFFACE_REGISTRY": str(shop.reg.root)}
+    sizes = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", str(rank), "--max-model-len", "512"]
+    gate = ["--middleware", "efface.serving.middleware.LoraOnly"]
+    server = Vllm(base, log, env, *sizes, *gate).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _releases(shop: Any, server: Any, work: Path, where: str) -> list[str]:
     """Compositions are rendered, sealed and audited before any clock starts."""
     from vllm_kit import ADMIN
 
     from efface.registry import activate_release, create_release
 
     made = [_ready(shop, seed) for seed in (1, 2, 3)]
-    shop.release(MODEL, 1)
+    first = shop.release(MODEL, 1)
     times: dict[str, list[float]] = {what: [] for what in ("all", "activated", *STAGES)}
     options = ("--registry", str(shop.reg.root), "--admin-token", ADMIN, "--grace", "0")
     with fronted(work, server.url, *options) as (client, bare, _):
-        name = _routed(client, 1)
-        lines = _overhead(client, bare, name, VLLM_ASKS, "vLLM, one token", {"x-efface-admin": ADMIN})
+        name = _routed(client, first.version)
+        lines = _overhead(client, bare, name, VLLM_ASKS, f"{where}one token", {"x-efface-admin": ADMIN})
         for turn in range(RELEASES):
             composition, sealed, evidence = made[(turn + 1) % len(made)]
             time.sleep(1 + turn * 0.37 % 0.5)  # at another moment of the controller's half second each time
@@ -212,16 +229,16 @@ def _releases(shop: Any, server: Any, work: Path) -> list[str]:
             name = _routed(client, release.version, loaded, probed)
             routed = time.perf_counter()
             _first_token(client, name)
-            first = time.perf_counter()
-            marks = (activated, loaded.at or routed, probed.at or routed, routed, first)
-            times["all"].append(first - created)
-            times["activated"].append(first - activated)
+            told = time.perf_counter()
+            marks = (activated, loaded.at or routed, probed.at or routed, routed, told)
+            times["all"].append(told - created)
+            times["activated"].append(told - activated)
             for what, (since, until) in zip(STAGES, pairwise(marks), strict=True):
                 times[what].append(until - since)
     return [
-        row("release created → first token of it, ms (target < 1,000)", times["all"], 1e3),
-        row("release activated → first token of it, ms", times["activated"], 1e3),
-        *(row(f"of it, {what}, ms", times[what], 1e3) for what in STAGES),
+        row(f"{where}release created → first token of it, ms (target < 1,000)", times["all"], 1e3),
+        row(f"{where}release activated → first token of it, ms", times["activated"], 1e3),
+        *(row(f"{where}of it, {what}, ms", times[what], 1e3) for what in STAGES),
         *lines,
     ]
 
@@ -273,24 +290,29 @@ def _first_token(client: httpx.Client, name: str) -> None:
             raise SystemExit(f"expected an answer by {name}, got another's")
 
 
-def _stack(shop: Any, url: str, admin: str) -> list[str]:
-    headers = {"x-efface-admin": admin}
+def _throughput(shop: Any, url: str, rank: int) -> list[str]:
+    """Of one adapter and, where the slots hold it, of a stack of eight, in turns."""
+    from vllm_kit import ADMIN
+
+    stacks = {1: (1,), 8: tuple(range(1, 9))}
+    stacks = {count: seeds for count, seeds in stacks.items() if 8 * count <= rank}
+    rates: dict[int, list[float]] = {count: [] for count in stacks}
+    headers = {"x-efface-admin": ADMIN}
     with httpx.Client(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
-        for name, seeds in (("one@1", (1,)), ("eight@1", tuple(range(1, 9)))):
-            body = {"lora_name": name, "lora_path": str(shop.rendered(*seeds))}
+        for count, seeds in stacks.items():
+            body = {"lora_name": f"of{count}@1", "lora_path": str(shop.rendered(*seeds))}
             client.post("/v1/load_lora_adapter", json=body).raise_for_status()
-        rates: dict[str, list[float]] = {"one@1": [], "eight@1": []}
         for turn in range(ROUNDS + 1):
-            for name in sorted(rates, reverse=turn % 2 == 0):
-                rate = _rate(client, name)
+            for count in sorted(rates, reverse=turn % 2 == 0):
+                rate = _rate(client, f"of{count}@1")
                 if turn:
-                    rates[name].append(rate)
-    shares = [eight / one for one, eight in zip(rates["one@1"], rates["eight@1"], strict=True)]
-    return [
-        row("one adapter (r8), 8 clients, tokens/s", rates["one@1"], 1),
-        row("a stack of eight (r64), 8 clients, tokens/s", rates["eight@1"], 1),
-        row("the stack's rate by that of one, of each round", shares, 1),
-    ]
+                    rates[count].append(rate)
+    where = f"slots of rank {rank}: "
+    lines = [row(f"{where}stack of {count}, 8 clients, tokens/s", found, 1) for count, found in rates.items()]
+    if len(rates) == 2:
+        shares = [eight / one for one, eight in zip(rates[1], rates[8], strict=True)]
+        lines.append(row(f"{where}the stack's rate by that of one, of each round", shares, 1))
+    return lines
 
 
 def _rate(client: httpx.Client, name: str) -> float:
