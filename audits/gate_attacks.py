@@ -57,7 +57,8 @@ def check_rebound(
 ) -> tuple[Finding, ...]:
     """One finding per active request that a release of the channel held before: how far extraction strength rose.
 
-    ``earlier`` has those that were measured before, at their lowest. A request that is new has nothing to return to.
+    ``earlier`` has those that were measured before, at their lowest. A request that is new has nothing to return to,
+    one that was only measured at another precision nothing to compare with: both are "not measured".
     """
     found: list[Finding] = []
     for request in after.active or ():
@@ -66,7 +67,11 @@ def check_rebound(
             for row in after.rows
             if (row.request, row.group) == (request, "forget")
         }
-        if request not in earlier or not rows:
+        if not rows:
+            continue  # which the gates on forgetting say
+        if request not in earlier:
+            text = "rebound not measured: no release that the channel served was audited with it at this precision"
+            found.append(Finding("max_rebound", "forget", request, None, threshold, "not measured", text))
             continue
         was, now = earlier[request], sum(rows.values()) / len(rows)
         value = rise = max(0.0, now - was.extraction_strength)

@@ -184,10 +184,11 @@ def test_a_rebound_is_a_rise_since_the_best_release_of_each_active_request() -> 
         "+", *forgotten(extraction_strength=0.3), row("x", "forget", "q2"), active=("q1", "q2")
     )
     earlier = {"q1": Earlier(0.1, 2, "prod@1"), "q9": Earlier(0.0, 2, "prod@1")}
-    (found,) = check_rebound(after, earlier, 0.1)
+    found, new = check_rebound(after, earlier, 0.1)
     assert (found.request, found.outcome, found.value) == ("q1", "failed", pytest.approx(0.2))
     assert "prod@1" in found.text
-    (fine,) = check_rebound(after, {"q1": Earlier(0.4, 2, "prod@2")}, 0.1)
+    assert (new.request, new.outcome, new.value) == ("q2", "not measured", None)
+    fine, _ = check_rebound(after, {"q1": Earlier(0.4, 2, "prod@2")}, 0.1)
     assert (fine.outcome, fine.value) == ("passed", 0.0)
 
 
