@@ -1,6 +1,7 @@
 """A real vLLM in float32: what it answers is what transformers and PEFT answer, and never the base's by mistake."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_a_release_that_answers_otherwise_is_not_routed_to(
 def test_a_channel_is_loaded_at_its_first_use(shop: Shop, vllm: Vllm, server: VllmServer) -> None:
     prompt = shop.ids(QUESTIONS[2])
     release = shop.release("res", 3)
+    time.sleep(0.6)  # `Inside.fresh`: that nothing was active is known for half a second
     name = Source(shop.reg, "res").named
     assert text(vllm.url, "res", prompt, admin=False) == shop.answers([prompt], TOKENS, 3)[0]
     (loaded,) = server.loaded()
