@@ -105,7 +105,9 @@ def table(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         rows += [
             summary(name, records, against) for (name, at), records in by_name.items() if at == precision
         ]
-    about = next(iter(by_name.values()))[0]
+    all_runs = [run for runs in by_name.values() for run in runs]
+    days = sorted({run["date"] for run in all_runs})
+    about = {**all_runs[0], "date": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"}
     command = "python benchmarks/tofu.py run " + " ".join(_spelled(given))
     given.out.mkdir(parents=True, exist_ok=True)
     found = {
