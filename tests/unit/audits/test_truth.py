@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import hmean, ks_2samp
 
@@ -88,6 +88,7 @@ def test_every_figure_is_what_the_definitions_give_row_by_row(
 
 
 @given(LOSSES, st.integers(0, 99))
+@example(([0.0, 0.0, 0.0, 1.0, 1.0], [[0.0], [0.0], [1.0], [0.0], [0.0]]), 0)  # p rounds to more than 1
 def test_forget_quality_is_the_largest_gap_between_two_staircases(
     losses: tuple[list[float], list[list[float]]], seed: int
 ) -> None:
