@@ -14,10 +14,11 @@ gateway     one client, one connection, in turns: a small ASGI server that answe
 vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON); about five minutes. From the creation
             and the activation of a rendered and audited release (calls of the library, not the commands) to the first
             token of it through `efface serve gateway` with its own controller, which looks every half second; the
-            gateway against vLLM asked directly (with the admin token, past efface's middleware, so that the difference
-            has the middleware in it), in turns; and the throughput of a stack of eight adapters of rank 8, concatenated
-            to rank 64, against one of them, in turns. All of it on a server whose slots have rank 8, which hold one
-            such adapter, and on one with slots of rank 64. These adapters are on three of the seven linear layers.
+            gateway against vLLM asked directly, in turns: through efface's middleware in it, so that the difference
+            is the gateway, and past it with the admin token, so that it is both; and the throughput of a stack of
+            eight adapters of rank 8, concatenated to rank 64, against one of them, in turns. All of it on a server
+            whose slots have rank 8, which hold one such adapter, and on one with slots of rank 64. These adapters are
+            on three of the seven linear layers.
 """
 
 import argparse
@@ -216,7 +217,17 @@ def _releases(shop: Any, server: Any, work: Path, where: str) -> list[str]:
     options = ("--registry", str(shop.reg.root), "--admin-token", ADMIN, "--grace", "0")
     with fronted(work, server.url, *options) as (client, bare, _):
         name = _routed(client, first.version)
-        lines = _overhead(client, bare, name, VLLM_ASKS, f"{where}one token", {"x-efface-admin": ADMIN})
+        lines = [
+            *_overhead(client, bare, name, VLLM_ASKS, f"{where}one token, the middleware on both sides"),
+            *_overhead(
+                client,
+                bare,
+                name,
+                VLLM_ASKS // 3,
+                f"{where}one token, bare past the middleware",
+                {"x-efface-admin": ADMIN},
+            ),
+        ]
         for turn in range(RELEASES):
             composition, sealed, evidence = made[(turn + 1) % len(made)]
             time.sleep(1 + turn * 0.37 % 0.5)  # at another moment of the controller's half second each time
