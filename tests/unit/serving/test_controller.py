@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,6 @@ from efface.serving.probe import ProbeSet
 from efface.serving.source import Source
 from efface.serving.state import read_state, write_state
 from efface.serving.vllm import VllmServer
-
-
-@pytest.fixture
-def fake() -> FakeVllm:
-    return FakeVllm()
-
-
-@pytest.fixture
-def server(fake: FakeVllm) -> Iterator[VllmServer]:
-    with running(fake) as url, VllmServer(url) as one:
-        yield one
-
-
-@pytest.fixture
-def reg(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.open(tmp_path / "registry", create=True) as one:
-        yield one
 
 
 def control(reg: Registry, server: Any, root: Path, **changes: Any) -> Controller:

@@ -25,23 +25,6 @@ from efface.serving.state import read_state
 from efface.serving.vllm import VllmServer
 
 
-@pytest.fixture
-def fake() -> FakeVllm:
-    return FakeVllm()
-
-
-@pytest.fixture
-def server(fake: FakeVllm) -> Iterator[VllmServer]:
-    with running(fake) as url, VllmServer(url) as one:
-        yield one
-
-
-@pytest.fixture
-def reg(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.open(tmp_path / "registry", create=True) as one:
-        yield one
-
-
 def control(reg: Registry, server: Any, root: Path, **more: Any) -> Controller:
     options = Options(root, grace=0, interval=0.02, broken_for=0.3)
     return Controller(Source(reg, "prod"), server, options, **more)
