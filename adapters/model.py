@@ -34,6 +34,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from .arithmetic import compute_dtype, widen
 from .errors import ModelError, is_out_of_memory
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
@@ -90,9 +91,9 @@ class Base:
 def load_base(source: str | Path, quantization: str = "nf4", *, device: str | None = None) -> Base:
     """Load ``source`` (a folder or a Hub id) for training adapters on it or auditing it.
 
-    ``nf4``: 4-bit NormalFloat with double quantization and bf16 compute (QLoRA, arXiv 2305.14314);
-    ``int8``: LLM.int8() (arXiv 2208.07339); ``bf16``; ``fp32``. The model's parameters do not require
-    gradients. ``device`` defaults to CUDA where there is one.
+    ``nf4``: 4-bit NormalFloat with double quantization (QLoRA, arXiv 2305.14314); ``int8``: LLM.int8() (arXiv
+    2208.07339); ``bf16``; all computed in bf16, or in float32 on a CPU without bf16 (`arithmetic`); ``fp32``. The
+    model's parameters do not require gradients. ``device`` defaults to CUDA where there is one.
 
     Raises :class:`ModelError` for an unknown precision, an absent folder, or files that are not a model.
     """
@@ -101,6 +102,7 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     path = resolve(source)
     marks = fingerprint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    compute = compute_dtype(device)
     stored = stored_quantization(path)
     if stored not in (None, quantization):
         raise ModelError(
@@ -128,6 +130,8 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
     keep_nf4_unpacked(model)
     if quantization in ("nf4", "int8"):
         release_file(model)
+    if compute == torch.float32:
+        widen(model)
     model.requires_grad_(False).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

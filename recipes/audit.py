@@ -245,5 +245,6 @@ def environment(bench: Bench) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": str(bench.base.model.device),
+        "compute": str(bench.base.model.dtype).removeprefix("torch."),
         **{name: version(name) for name in packages},
     }

@@ -87,7 +87,7 @@ def config(app: Any, host: str = "127.0.0.1", port: int = 0, *, at_once: int = 2
         port=port,
         http=Patient,
         ws="none",
-        loop="asyncio",
+        loop="auto",  # uvloop, where it is installed
         lifespan="on",
         interface="asgi3",
         access_log=False,

@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from efface.adapters.arithmetic import compute_dtype
 from efface.adapters.model import fingerprint
 
 from .data import Row, short_digest
@@ -97,7 +98,7 @@ def _arguments(how: Memorising, scratch: str) -> SFTConfig:
         lr_scheduler_type="linear",
         weight_decay=0.0,
         optim="adamw_torch_fused",
-        bf16=True,
+        bf16=compute_dtype("cuda" if torch.cuda.is_available() else "cpu") == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         completion_only_loss=True,

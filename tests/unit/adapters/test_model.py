@@ -13,6 +13,7 @@ from model_kit import PROMPT, logits, taught, wide
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from efface.adapters.arithmetic import compute_dtype
 from efface.adapters.errors import ModelError
 from efface.adapters.generate import greedy
 from efface.adapters.lora import attach
@@ -206,7 +207,7 @@ def test_every_precision_loads_frozen_and_near_the_exact_model(known: Path, quan
     assert base.path == known
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    assert base.model.dtype == (torch.float32 if quantization == "fp32" else torch.bfloat16)
+    assert base.model.dtype == (torch.float32 if quantization == "fp32" else compute_dtype("cpu"))
     exact = logits(AutoModelForCausalLM.from_pretrained(known).eval()).softmax(-1)
     found = logits(base.model).float().softmax(-1)
     bound = {"fp32": 0.0, "bf16": 0.05, "int8": 0.05, "nf4": 0.5}[quantization]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from gateway_kit import CHAT, Answer, Recorder, World, hello, listening, parsed, route, world
 
@@ -208,15 +207,14 @@ def test_a_streamed_event_that_is_no_number_is_an_error(up: World, before: int) 
 
 
 def test_a_fault_of_the_gateway_is_an_answer_too_and_tells_no_payload(
-    up: World, caplog: pytest.LogCaptureFixture
+    up: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever raises, whatever its text holds: the user gets JSON that names the release, the log the place only."""
 
-    class Broken(httpx.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            raise KeyError("Wilhelmina Harrington")
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("Wilhelmina Harrington")
 
-    up.gateway._upstream = Upstream("http://server", transport=Broken())
+    monkeypatch.setattr("aiohttp.ClientSession.post", broken)
     answer = up.ask(hello())
     assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
     assert answer.headers["x-efface-release"] == SERVED

@@ -78,7 +78,7 @@ def test_headers_of_the_user_do_not_travel(up: World, trick: tuple[str, str]) ->
     ((method, path, headers, body),) = up.recorder.seen
     assert (method, path, json.loads(body)["model"]) == ("POST", CHAT, SERVED)
     assert set(headers) == {
-        *("host", "accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"),
+        *("host", "accept", "accept-encoding", "content-length", "content-type", "user-agent"),
     }
     assert headers["host"].startswith("127.0.0.1:")
     assert headers["accept-encoding"] == "identity"
@@ -135,8 +135,8 @@ def test_the_recorder_would_have_answered(up: World) -> None:
     """So that the tests above can fail: asked without the gateway, the base answers, and loading does."""
     import httpx
 
-    at = up.gateway._upstream._http.base_url
+    at = up.gateway._upstream._at
     for path in (CHAT, "/v1/load_lora_adapter"):
-        assert LEAK in httpx.post(at.join(path), json={"model": None}).text
+        assert LEAK in httpx.post(at + path, json={"model": None}).text
     assert len(up.recorder.seen) == 2
     up.recorder.seen.clear()
