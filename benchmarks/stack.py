@@ -5,9 +5,11 @@ the other ways of `stack_protocol/method.py`, for N = 1, 2, 4, 8, 16 and three s
 forgotten, does the rest stay well, does any request come out again exactly?
 
 DIR holds TOFU's JSON files (https://huggingface.co/datasets/locuslab/TOFU). `prepare` memorises the rows (once,
-cached), `run` trains adapters and measures stacks (kept; what is there already is not made again, so that it can be
-interrupted, and run for several seeds at once), `table` writes benchmarks/results/stack-cpu.md, .json and .svg.
-Progress on stderr, JSON on stdout. On one core an adapter takes about a minute and a half, a stack of 16 about two.
+cached), `run` trains adapters and measures stacks (adapters and figures are kept in the cache, so that it can be
+interrupted, and run for several seeds at once; the figures of a method and seed also as a record in
+benchmarks/results/stack, and what is there is not run again, so that machines can share the work), `table` writes
+benchmarks/results/stack-cpu.md, .json and .svg from the records. Progress on stderr, JSON on stdout. On one core with
+bf16 instructions an adapter takes about a minute and a half and a stack of 16 about two; on one without, twice that.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from stack_protocol.data import People, load_people
 from stack_protocol.make import Bench, members
 from stack_protocol.measure import alone, bare, stack
 from stack_protocol.method import METHODS, Series, series
-from stack_protocol.table import Curve, write
+from stack_protocol.records import Curve, file_name, is_whole, keep, read
+from stack_protocol.table import write
 from tofu_protocol.memorise import Memorising, memorised
 
 from efface.adapters import fetch_model, load_base
@@ -55,13 +58,19 @@ def prepare(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Every series that is asked for: its adapters, each alone, then the stacks."""
+    """Every series that is asked for and not in the records: its adapters, each alone, then the stacks."""
     people = load_people(given.data)
+    asked = _asked(given, people)
+    wanted = [
+        one for one in asked if not is_whole(given.records / file_name(*_named(one)), one, given.counts)
+    ]
+    if not wanted:
+        return {"measured": [], "there": [_label(one) for one in asked]}
     here = bench(given, people, "full")
-    bare(here)
-    made: dict[str, Any] = {}
-    for one in _asked(given, people):
-        label = f"{one.method.name}, seed {one.seed}"
+    before, without = bare(here), bare(bench(given, people, "retain"))
+    made: dict[str, str] = {}
+    for one in wanted:
+        label = _label(one)
         if one.method.kind != "together":
             for count in range(1, max(given.counts) + 1):
                 _timed(f"{label}: adapter {count}", lambda n=count, s=one.apart: members(here, s, n))
@@ -70,33 +79,61 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 _timed(f"{label}: author {author} alone", lambda a=author, s=one.apart: alone(here, s, a))
         for count in given.counts:
             _timed(f"{label}: stack of {count}", lambda n=count, s=one: stack(here, s, n))
-        made[label] = str(here.folder(one))
-    return made
+            made[label] = str(keep(_curve(given, people, here, one, before, without), given.records))
+    there = [_label(one) for one in asked if one not in wanted]
+    return {"measured": made, "there": there}
 
 
 def table(given: argparse.Namespace) -> dict[str, Any]:
-    """Write the page, the data and the plot from what has been measured; say what has not."""
-    people = load_people(given.data)
-    here = bench(given, people, "full")
-    full, retain = bare(here), bare(bench(given, people, "retain"))
-    curves = []
-    for one in _asked(given, people):
-        files = {n: here.folder(one) / f"stack-{n:02d}.json" for n in given.counts}
-        for count in (n for n, file in files.items() if not file.is_file()):
-            talk.print(f"missing: {one.method.name} seed {one.seed} N={count}; `stack.py run` makes it")
-        stacks = {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()}
-        has_own = one.apart.method.kind == "independent"
-        apart = one.apart if has_own else _series("sum", one.seed, given, people)
-        singles = {
-            int(file.stem[-2:]): json.loads(file.read_text())
-            for file in sorted(here.folder(apart).glob("alone-*.json"))
-        }
-        training = [json.loads(file.read_text()) for file in sorted(here.folder(one).glob("*/training.json"))]
-        if stacks:
-            curves.append(Curve(one.method, one.seed, stacks, singles, training))
+    """Write the page, the data and the plot from the records; say what is not there."""
+    curves: list[Curve] = []
+    for name in given.methods:
+        for seed in given.seeds:
+            file = given.records / file_name(name, seed)
+            curve = read(file) if file.is_file() else None
+            missing = [n for n in given.counts if curve is None or n not in curve.stacks]
+            if missing:
+                talk.print(f"missing: {name} seed {seed} N={missing}; `stack.py run` makes it", markup=False)
+            if curve is not None:
+                curves.append(curve)
     if not curves:
-        raise SystemExit("nothing has been run yet: expected results of `stack.py run` with the same options")
-    return write(given.out, curves, full=full, retain=retain, command=_spelled(given), note=given.note)
+        raise SystemExit(f"no records in {given.records}: expected those of `stack.py run`")
+    return write(given.out, curves, command=_spelled(given), note=given.note)
+
+
+def _curve(
+    given: argparse.Namespace,
+    people: People,
+    here: Bench,
+    one: Series,
+    before: Mapping[str, Any],
+    without: Mapping[str, Any],
+) -> Curve:
+    """What the cache holds of a series."""
+    files = {n: here.folder(one) / f"stack-{n:02d}.json" for n in given.counts}
+    apart = one.apart
+    if apart.method.kind != "independent":
+        apart = _series("sum", one.seed, given, people)
+    singles = sorted(here.folder(apart).glob("alone-*.json"))
+    return Curve(
+        one.method,
+        one.seed,
+        one.key,
+        here.base.fingerprint.digest,
+        before,
+        without,
+        {n: json.loads(file.read_text()) for n, file in files.items() if file.is_file()},
+        {int(file.stem[-2:]): json.loads(file.read_text()) for file in singles},
+        [json.loads(file.read_text()) for file in sorted(here.folder(one).glob("*/training.json"))],
+    )
+
+
+def _named(one: Series) -> tuple[str, int]:
+    return one.method.name, one.seed
+
+
+def _label(one: Series) -> str:
+    return f"{one.method.name}, seed {one.seed}"
 
 
 def bench(given: argparse.Namespace, people: People, which: str) -> Bench:
@@ -144,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     choice = argparse.ArgumentParser(add_help=False, parents=[common])
     choice.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     choice.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    choice.add_argument("--records", type=Path, default=RESULTS / "stack", help="where figures are kept")
     choice.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="the Ns")
     choice.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every method")
     parser = argparse.ArgumentParser(

@@ -31,6 +31,7 @@ class Recorder:
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     says: tuple[int, bytes, str] | None = None
+    adds: list[tuple[bytes, bytes]] = field(default_factory=list)
     words: Sequence[str] = ("one", " two", " three")
     hold: threading.Event | None = None
     cut: bool = False
@@ -98,9 +99,8 @@ class Recorder:
             gone.cancel()
 
     async def _send(self, send: Any, status: int, kind: str, parts: list[bytes]) -> None:
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]}
-        )
+        headers = [(b"content-type", kind.encode()), *self.adds]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": False})
 

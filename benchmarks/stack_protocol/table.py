@@ -9,20 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .method import Method
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One method and seed: its stacks by N, its adapters alone by author, and what training them took."""
-
-    method: Method
-    seed: int
-    stacks: Mapping[int, Record]
-    singles: Mapping[int, Record]
-    training: Sequence[Record]
+from .records import Curve, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +41,29 @@ COLUMNS: tuple[tuple[str, Figure, int], ...] = (
 )
 
 
-def write(
-    out: Path, curves: Sequence[Curve], *, full: Record, retain: Record, command: str, note: str
-) -> dict[str, Any]:
+def write(out: Path, curves: Sequence[Curve], *, command: str, note: str) -> dict[str, Any]:
     """The page, the data and the plot in ``out``; the data is given back."""
     rows = [
         row
         for name in dict.fromkeys(curve.method.name for curve in curves)
-        for row in summaries([curve for curve in curves if curve.method.name == name], full)
+        for row in summaries([curve for curve in curves if curve.method.name == name])
     ]
-    ends = [_ends("before (N = 0)", full), _ends("retain-only model", retain)]
-    about = {key: full[key] for key in ("machine", "versions")} | {
-        "date": max(record["date"] for curve in curves for record in curve.stacks.values())
+    bases = list({curve.base: curve for curve in curves}.values())
+    ends = [
+        _ends("before (N = 0)", [curve.before for curve in bases]),
+        _ends("retain-only model", [curve.without for curve in bases]),
+    ]
+    records = [record for curve in curves for record in curve.stacks.values()]
+    data = {
+        "command": command,
+        "date": max(record["date"] for record in records),
+        "bases": len(bases),
+        "machine": "; ".join(sorted({record["machine"] for record in records})),
+        "versions": max(records, key=lambda record: record["date"])["versions"],
+        "references": ends,
+        "table": rows,
+        "training": _training(curves),
     }
-    data = {"command": command, **about, "references": ends, "table": rows, "training": _training(curves)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "stack-cpu.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (out / "stack-cpu.md").write_text(page(data, note), encoding="utf-8")
@@ -77,11 +73,13 @@ def write(
     return data
 
 
-def summaries(curves: Sequence[Curve], full: Record) -> list[dict[str, Any]]:
+def summaries(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """One method: a row for each N with the median, lowest and highest of every figure over seeds."""
     found: list[dict[str, Any]] = []
     for n in sorted({n for curve in curves for n in curve.stacks}):
-        points = [Point(n, curve.stacks[n], curve.singles, full) for curve in curves if n in curve.stacks]
+        points = [
+            Point(n, curve.stacks[n], curve.singles, curve.before) for curve in curves if n in curve.stacks
+        ]
         figures = {
             label: _spread([value for p in points if (value := figure(p)) is not None])
             for label, figure, _ in COLUMNS
@@ -106,7 +104,8 @@ def page(data: Mapping[str, Any], note: str) -> str:
     lines = [
         "# Stacks of unlearning adapters: TOFU authors on SmolLM2-135M-Instruct",
         "",
-        f"Measured {data['date']} with `{data['command']}` on {data['machine']}; {versions}.",
+        f"Measured until {data['date']} with `{data['command']}` on {data['machine']}; {versions}. The model was "
+        f"memorised {data['bases']} time(s), once a machine; a request is compared on the one that it was measured on.",
         *([note] if note else []),
         "",
         "![extraction strength, rebound and utility over N](stack-cpu.svg)",
@@ -147,10 +146,13 @@ def _training(curves: Sequence[Curve]) -> dict[str, str]:
     return found
 
 
-def _ends(name: str, record: Record) -> dict[str, Any]:
-    point = Point(0, record, {}, record)
-    figures = {label: _spread([v]) for label, figure, _ in COLUMNS if (v := figure(point)) is not None}
-    return {"name": name, "figures": {k: v for k, v in figures.items() if k != "utility to N = 0"}}
+def _ends(name: str, records: Sequence[Record]) -> dict[str, Any]:
+    points = [Point(0, record, {}, record) for record in records]
+    figures = {
+        label: _spread([v for point in points if (v := figure(point)) is not None])
+        for label, figure, _ in COLUMNS
+    }
+    return {"name": name, "figures": {k: v for k, v in figures.items() if v and k != "utility to N = 0"}}
 
 
 def _mean(point: Point, key: str) -> float:

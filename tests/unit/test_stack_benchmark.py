@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from stack_protocol.data import load_people
 from stack_protocol.method import METHODS, series
 from stack_protocol.plot import plot
-from stack_protocol.table import Curve, page, summaries, write
+from stack_protocol.records import Curve, is_whole, keep, read
+from stack_protocol.table import page, summaries, write
 
 
 def rows(folder: Path, name: str, count: int) -> None:
@@ -75,15 +77,17 @@ def record(*values: float, utility: float = 0.5) -> dict[str, object]:
     }
 
 
-def curve(seed: int, *stacked: float) -> Curve:
+def curve(seed: int, *stacked: float, base: str = "sha256:0") -> Curve:
     singles = {i: {"requests": [{"author": i, **figures(0.1)}]} for i in range(len(stacked))}
     training = [{"cpu_seconds": 60.0, "steps": 30}]
     stacks = {len(stacked): record(*stacked, utility=0.4)}
-    return Curve(METHODS["sum"], seed, stacks, singles, training)
+    before, without = record(*[0.9] * len(stacked)), record(0.1)
+    key = series("sum", seed, 16).key
+    return Curve(METHODS["sum"], seed, key, base, before, without, stacks, singles, training)
 
 
 def test_rebound_is_of_the_worst_request_and_spread_over_seeds() -> None:
-    (row,) = summaries([curve(0, 0.1, 0.3), curve(1, 0.2, 0.2), curve(2, 0.0, 0.1)], record(0.9, 0.9))
+    (row,) = summaries([curve(0, 0.1, 0.3), curve(1, 0.2, 0.2), curve(2, 0.0, 0.1)])
     assert row["figures"]["worst rebound in ES"] == pytest.approx({"median": 0.1, "min": 0.0, "max": 0.2})
     assert row["figures"]["worst ES"]["max"] == 0.3
     assert row["figures"]["utility to N = 0"]["median"] == pytest.approx(0.8)
@@ -92,20 +96,43 @@ def test_rebound_is_of_the_worst_request_and_spread_over_seeds() -> None:
 
 def test_a_rebound_without_every_adapter_alone_is_not_a_figure() -> None:
     whole = curve(0, 0.1, 0.3)
-    short = Curve(whole.method, 0, whole.stacks, {0: whole.singles[0]}, whole.training)
-    (row,) = summaries([short], record(0.9, 0.9))
+    (row,) = summaries([replace(whole, singles={0: whole.singles[0]})])
     assert "worst rebound in ES" not in row["figures"]
 
 
 def test_the_page_and_the_plot_come_from_the_same_data(tmp_path: Path) -> None:
-    curves = [curve(0, 0.1, 0.3), curve(1, 0.2, 0.2)]
-    data = write(
-        tmp_path, curves, full=record(0.9, 0.9), retain=record(0.1), command="the command", note="N."
-    )
+    curves = [curve(0, 0.1, 0.3), curve(1, 0.2, 0.2, base="sha256:1")]
+    data = write(tmp_path, curves, command="the command", note="N.")
     text = (tmp_path / "stack-cpu.md").read_text()
     assert text == page(data, "N.")
     assert "| sum | 2 | 2 | 0.200 | 0.250 (0.200–0.300) | 0.150 (0.100–0.200) |" in text
     assert "2/2 |" in text
+    assert "memorised 2 time(s)" in text
     drawn = (tmp_path / "stack-cpu.svg").read_bytes()
     plot(data, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == drawn
+
+
+def test_a_record_comes_back_as_it_was_and_is_not_run_again(tmp_path: Path) -> None:
+    kept = curve(0, 0.1, 0.3)
+    file = keep(kept, tmp_path)
+    assert read(file) == kept
+    wanted = series("sum", 0, 16)
+    assert is_whole(file, wanted, [2])
+    assert not is_whole(file, wanted, [2, 4])
+    assert not is_whole(file, series("sum", 0, 16, ["steps=25"]), [2])
+    assert not is_whole(tmp_path / "sum-s1.json", series("sum", 1, 16), [2])
+
+
+def test_a_shorter_record_does_not_replace_a_longer_one_of_the_same_settings(tmp_path: Path) -> None:
+    long, short = curve(0, 0.1, 0.3), replace(curve(0, 0.1, 0.3), stacks={})
+    assert read(keep(long, tmp_path)) == read(keep(short, tmp_path)) == long
+    other = replace(short, key="settings of today")
+    assert read(keep(other, tmp_path)) == other
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"method": "magic"}'])
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sum-s0.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"sum-s0.json: expected a record of `stack.py run`"):
+        read(tmp_path / "sum-s0.json")

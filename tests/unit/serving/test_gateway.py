@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import socket
@@ -12,8 +13,10 @@ import pytest
 from gateway_kit import CHAT, Answer, Recorder, World, hello, listening, parsed, route, world
 
 from efface.serving import Routes
+from efface.serving.errors import ServingError
 from efface.serving.gateway import Gateway, Settings
 from efface.serving.keys import new_key
+from efface.serving.listen import listener
 from efface.serving.relay import Upstream
 
 SERVED = "prod@7.0123456789ab"
@@ -221,6 +224,58 @@ def test_a_fault_of_the_gateway_is_an_answer_too_and_tells_no_payload(
     until(lambda: "KeyError" in caplog.text)
     assert "Wilhelmina" not in caplog.text
     assert up.routes.wait_idle(SERVED, 10)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_the_server_cannot_send_the_question_elsewhere(up: World, status: int) -> None:
+    elsewhere = Recorder()
+    with listening(elsewhere) as (host, port):
+        up.recorder.says = (status, b"{}", "application/json")
+        up.recorder.adds = [(b"location", f"http://{host}:{port}{CHAT}".encode())]
+        answer = up.ask(hello())
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_error")
+    assert (len(up.recorder.seen), elsewhere.seen) == (1, [])
+
+
+def test_the_server_leaves_no_cookie_for_the_next_user(up: World) -> None:
+    up.recorder.adds = [(b"set-cookie", b"who=team-a; Path=/")]
+    answers = [up.ask(hello()) for _ in range(2)]
+    assert [one.status for one in answers] == [200, 200]
+    assert all("cookie" not in headers for _, _, headers, _ in up.recorder.seen)
+    assert all("set-cookie" not in one.headers for one in answers)
+
+
+def test_a_packed_answer_is_not_unpacked(up: World) -> None:
+    """Nobody asked for one: a small answer must not become a large one here."""
+    data = gzip.compress(json.dumps({"model": SERVED, "choices": []}).encode())
+    up.recorder.says, up.recorder.adds = (200, data, "application/json"), [(b"content-encoding", b"gzip")]
+    assert up.ask(hello()).json["error"]["code"] == "upstream_error"
+
+
+def test_a_server_that_was_started_again_is_asked_again() -> None:
+    """The connections to the one before are closed, and no question is lost on them."""
+    routes, (text, key) = Routes(), new_key("team", ["prod"])
+    routes.publish(route())
+    holder = listener("127.0.0.1", 0)
+    host, port = holder.getsockname()[:2]
+    gateway = Gateway(
+        Settings({"support": "prod"}), routes, Upstream(f"http://{host}:{port}"), lambda: (key,)
+    )
+    with listening(gateway) as at:
+        for again in (holder, None, None):
+            recorder = Recorder()
+            with listening(recorder, again or listener(host, port)):
+                up = World(routes, recorder, gateway, at, text, text, [key])
+                assert [up.ask(hello()).status for _ in range(3)] == [200] * 3
+            assert up.ask(hello()).status == 503
+
+
+@pytest.mark.parametrize(
+    "url", ["", "server:8000", "http://", "ftp://server", "http://server?a=b", "http://[", "/v1"]
+)
+def test_an_upstream_that_is_no_url(url: str) -> None:
+    with pytest.raises(ServingError, match="expected --upstream as http"):
+        Upstream(url)
 
 
 def test_a_stream_that_is_cut_off_does_not_look_whole(up: World) -> None:
