@@ -27,7 +27,7 @@ class Method:
     ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
     request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
     ``overrides``: recipe settings of this method alone; where they look at registered adapters, those are the ones
-    before it in the order.
+    before it in the order. ``recipe``: the shipped one that it begins with.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Method:
     overrides: tuple[str, ...] = ()
     about: str = ""
     of: str = ""
+    recipe: str = "simnpo-answers"
 
 
 METHODS = {
@@ -66,7 +67,7 @@ METHODS = {
         Method(
             "contrast",
             "independent",
-            overrides=("initialisation=contrast", "stacking.freeze_a=true", "alpha=20"),
+            recipe="simnpo-stack",
             about="sum, A frozen on what tells the forget rows from the retain rows; retain weighs 20, not 2",
         ),
         Method(
@@ -110,7 +111,7 @@ def series(name: str, seed: int, authors: int, overrides: Sequence[str] = ()) ->
     """The series of a method with ``seed``. Raises `InvalidRecipe` for overrides that cannot be meant."""
     method = METHODS[name]
     of = series(method.of, seed, authors, overrides) if method.of else None
-    recipe = load_recipe("simnpo-answers", [*SETTINGS, *method.overrides, *overrides, f"seed={seed}"])
+    recipe = load_recipe(method.recipe, [*SETTINGS, *method.overrides, *overrides, f"seed={seed}"])
     order = list(range(authors))
     random.Random(seed).shuffle(order)
     return Series(method, seed, recipe, tuple(order), of)
