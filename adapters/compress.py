@@ -29,7 +29,7 @@ from .folder import LoraModule, a_key, b_key, canonical_config, digest_files, te
 from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors
 from .peft_config import config_bytes
 from .staging import new_folder, require_free
-from .tensors import TensorSpec, safetensors_chunks, write_atomic
+from .tensors import TensorSpec, require_finite, safetensors_chunks, write_atomic
 
 _NOISE = 2.0**-23
 """Singular values this far below ‖B‖·‖A‖ are rounding: the stack's A is float32."""
@@ -112,7 +112,7 @@ def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, Svd], float]:
     with ExitStack() as files:
         read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
         for name in sorted(stack.modules):
-            a, b = read(a_key(name)).double(), read(b_key(name)).double()
+            a, b = _both(read, name)
             svd = svd_of(b, a, rank)
             total += float(svd.s.square().sum()) + svd.left
             found[name] = svd
@@ -121,6 +121,13 @@ def _decomposed(stack: Stack, rank: int | None) -> tuple[dict[str, Svd], float]:
             "expected a composition that changes something, got zero; there is nothing to keep"
         )
     return found, total
+
+
+def _both(read: Callable[[str], Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """A and B of a module in float64. Raises `InvalidAdapter` where the scaled A is beyond float32."""
+    a = read(a_key(name))
+    require_finite(a_key(name), a)
+    return a.double(), read(b_key(name)).double()
 
 
 def svd_of(b: Tensor, a: Tensor, most: int | None = None) -> Svd:
@@ -206,7 +213,7 @@ def squared_distance(stack: Stack, kept: Factors) -> float:
     with ExitStack() as files:
         read = stacked_reader(stack, [files.enter_context(open_tensors(p.adapter.path)) for p in stack.parts])
         for name in stack.modules:
-            a, b = read(a_key(name)).double(), read(b_key(name)).double()
+            a, b = _both(read, name)
             if name in kept:
                 near_a, near_b = kept[name]
                 a, b = torch.cat([near_a.double(), a]), torch.cat([near_b.double(), -b], dim=1)

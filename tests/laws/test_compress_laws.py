@@ -10,11 +10,13 @@ from adapter_files import SIZES, Spec, contents, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from test_compose_laws import specs, stacks, written
 
+from efface.adapters.approximate import METHODS, approximate
 from efface.adapters.compose import Part, compose
 from efface.adapters.compress import compress
-from efface.adapters.errors import CompositionError
+from efface.adapters.errors import CompositionError, InvalidAdapter
 from efface.adapters.folder import delta, read_adapter
 
 law = settings(max_examples=40, deadline=None)
@@ -126,6 +128,23 @@ def test_a_sum_of_nothing_is_refused(tmp_path: Path) -> None:
     parts = [Part(one.write(tmp_path / "one"), "0.5"), Part(other.write(tmp_path / "other"), "-1")]
     with pytest.raises(CompositionError, match="nothing to keep"):
         compress(parts, tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", ["exact", "rank", "error", *METHODS])
+def test_a_weight_that_float32_cannot_hold_is_refused_in_every_way(tmp_path: Path, way: str) -> None:
+    """Each value is a number, scale × weight × value is not: an infinite factor, or an error that is no number."""
+    parts = [Part(plain(seed=i, alpha=1e9).write(tmp_path / str(i)), "1000000") for i in range(2)]
+    for part in parts:
+        file = part.folder / "adapter_model.safetensors"
+        save_file({key: value * 1e30 for key, value in load_file(file).items()}, file)
+    make = {
+        "exact": lambda out: compose(parts, out),
+        "rank": lambda out: compress(parts, out, rank=1),
+        "error": lambda out: compress(parts, out, error=0.1),
+    }.get(way, lambda out: approximate(parts, out, way, density=0.5, rank=1))
+    with pytest.raises(InvalidAdapter, match=r"lora_A.*: expected finite values, .* lower its weight"):
+        make(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 def test_one_adapter_in_half_precision_is_taken_as_its_values(tmp_path: Path) -> None:
