@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from .errors import ServerError
+from .tls import tls_context
 
 
 class HttpJson:
@@ -16,7 +17,13 @@ class HttpJson:
     def __init__(self, url: str, *, api_key: str | None, timeout: float) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+            self._http = httpx.Client(
+                base_url=url,
+                headers=headers,
+                timeout=timeout,
+                trust_env=False,
+                verify=tls_context(),
+            )
         except (httpx.InvalidURL, ValueError):
             raise ServerError(
                 "expected a URL such as http://127.0.0.1:30000, got another; correct --url"

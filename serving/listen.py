@@ -110,7 +110,7 @@ def serve(app: Any, host: str, port: int, *, at_once: int = 256) -> None:
 def listener(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `ServingError` for a taken port.
 
-    With its protocol named: only then asyncio sets TCP_NODELAY on what it accepts, without which every answer waits
+    With its protocol named: only then asyncio (uvloop always) sets TCP_NODELAY on what it accepts, without which every answer waits
     40 ms for an acknowledgement between head and body.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -7,15 +7,14 @@ is the adapter that was asked. An answer by any other is thrown away: the user g
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, cast
-
-import aiohttp
-from yarl import URL
+from urllib.parse import urlsplit
 
 from .asgi import dumped
 from .errors import ServingError
+from .lines import Answer, Broken, Lines, Place, Unreachable
 from .rules import Refusal
 
 _LARGEST_ANSWER = 64 << 20
@@ -23,10 +22,6 @@ _LARGEST_EVENT = 4 << 20
 _LONGEST_MESSAGE = 400
 _DONE = "[DONE]"
 _UNIX = "unix:"
-_CONNECT_S = 5.0
-# Below the five seconds after which vLLM's server closes an idle connection, perhaps under a question.
-_KEPT_S = 4.0
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError)
 
 NOT_LOADED = Refusal(
     503, "not_served", "expected the release at the server, which does not have it now; try again"
@@ -51,80 +46,74 @@ class Upstream:
     """The server at ``url`` (``http://host:port`` or ``unix:/path``). Only the gateway should be able to reach it.
 
     ``api_key``: the server's own. ``timeout``: seconds between two bytes of an answer, and until the first.
-
-    Over aiohttp, whose client takes a fifth of the CPU time of httpx's (docs/LOG.md): most of what a gateway adds.
+    ``connections``: at once; who finds none free for five seconds is told to come again.
     """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout: float = 600.0, connections: int = 256
     ) -> None:
-        self._unix = url.removeprefix(_UNIX) if url.startswith(_UNIX) else None
-        self._at = "http://server" if self._unix else _checked(url)
-        self._headers = {"accept-encoding": "identity", "user-agent": "efface-gateway"}
+        place, self._prefix, host = _place(url)
+        # No proxy, cookie or redirect, and nothing packed: this server and no other.
+        self.headers = [
+            (b"host", host),
+            (b"accept-encoding", b"identity"),
+            (b"user-agent", b"efface-gateway"),
+            (b"content-type", b"application/json"),
+        ]
         if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_S, sock_read=timeout)
-        self._connections = connections
-        self._http: aiohttp.ClientSession | None = None
+            self.headers.append((b"authorization", b"Bearer " + _key(api_key)))
+        self._lines = Lines(place, most=connections, timeout=timeout)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.close()
+        self._lines.close()
 
     @asynccontextmanager
-    async def ask(self, path: str, body: bytes, *, stream: bool) -> AsyncGenerator[aiohttp.ClientResponse]:
+    async def ask(self, path: str, body: bytes, *, stream: bool) -> AsyncGenerator[Answer]:
         """The server's answer to ``body``, its head checked. Raises `Failed`."""
-        accept = "text/event-stream" if stream else "application/json"
-        headers = {"content-type": "application/json", "accept": accept}
-        url = URL(self._at + path, encoded=True)
-        try:
-            async with self._session().post(url, data=body, headers=headers, allow_redirects=False) as answer:
+        accept = b"text/event-stream" if stream else b"application/json"
+        headers = [*self.headers, (b"accept", accept), (b"content-length", b"%d" % len(body))]
+        with _told():
+            async with self._lines.ask(self._prefix + path.encode("ascii"), headers, body) as answer:
                 if answer.status != 200:
                     raise Failed(await _refusal(answer))
-                kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if kind != accept or answer.headers.get("content-encoding", "identity") != "identity":
+                kind = answer.header(b"content-type").partition(b";")[0].strip().lower()
+                if kind != accept or answer.header(b"content-encoding") not in (b"", b"identity"):
                     raise Failed(BROKEN)
                 yield answer
-        except _NO_ANSWER as error:
-            raise Failed(_of(error)) from None
-
-    def _session(self) -> aiohttp.ClientSession:
-        """Made at the first question: it belongs to the loop that runs then."""
-        if self._http is None:
-            most = {"limit": self._connections, "keepalive_timeout": _KEPT_S}
-            # No proxy, credentials or cookies but the server's key, and nothing unpacked: this server and no other.
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(self._unix, **most)
-                if self._unix
-                else aiohttp.TCPConnector(**most),
-                headers=self._headers,
-                timeout=self._timeout,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._http
 
 
-def _checked(url: str) -> str:
-    try:
-        at = URL(url)
-        if at.scheme in ("http", "https") and at.host and not at.query_string and not at.fragment:
-            return str(at).rstrip("/")
-    except ValueError:
-        pass
+def _place(url: str) -> tuple[Place, bytes, bytes]:
+    """Where to connect, what paths begin with, and the Host header. Raises `ServingError`."""
+    if url.startswith(_UNIX) and len(url) > len(_UNIX):
+        return Place(path=url.removeprefix(_UNIX)), b"", b"server"
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        host, tls = parts.hostname, parts.scheme == "https"
+        plain = not (parts.username or parts.password or parts.query or parts.fragment)
+        if url.isascii() and url.isprintable() and host and plain and parts.scheme in ("http", "https"):
+            place = Place(host, parts.port or (443 if tls else 80), tls)
+            return place, parts.path.rstrip("/").encode(), parts.netloc.encode()
     raise ServingError(
-        "expected --upstream as http://HOST:PORT, https://… or unix:/PATH, got another; correct it"
+        "expected --upstream as http://HOST:PORT, https://… or unix:/PATH without user or query, got another; "
+        "correct it"
     )
 
 
-async def whole(answer: aiohttp.ClientResponse, name: str, public: str) -> bytes:
+def _key(text: str) -> bytes:
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ServingError(
+            "expected the server's key in printable ASCII without spaces or line ends, got another; correct it"
+        )
+    return text.encode("ascii")
+
+
+async def whole(answer: Answer, name: str, public: str) -> bytes:
     """The answer as JSON that names ``public`` where the server said ``name``. Raises `Failed`."""
     return _renamed(await _bytes(answer, _LARGEST_ANSWER), name, public)
 
 
-async def events(answer: aiohttp.ClientResponse, name: str, public: str) -> AsyncGenerator[bytes]:
+async def events(answer: Answer, name: str, public: str) -> AsyncGenerator[bytes]:
     """The server-sent events of a streamed answer, one at a time, each renamed and written anew. Raises `Failed`."""
     async for data in _datas(answer):
         if data == _DONE:
@@ -139,21 +128,26 @@ def error_event(refusal: Refusal) -> bytes:
     return b"data: " + refusal.body() + b"\n\n"
 
 
-async def _raw(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for piece in answer.content.iter_any():
+async def _raw(answer: Answer) -> AsyncIterator[bytes]:
+    with _told():
+        async for piece in answer.pieces():
             yield piece
-    except _NO_ANSWER as error:
-        raise Failed(_of(error)) from None
 
 
-def _of(error: Exception) -> Refusal:
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-        return BUSY
-    return SLOW if isinstance(error, TimeoutError) else BROKEN
+@contextmanager
+def _told() -> Generator[None]:
+    """What went wrong on the way, as the user is told it."""
+    try:
+        yield
+    except Unreachable:
+        raise Failed(BUSY) from None
+    except TimeoutError:
+        raise Failed(SLOW) from None
+    except Broken:
+        raise Failed(BROKEN) from None
 
 
-async def _datas(answer: aiohttp.ClientResponse) -> AsyncIterator[str]:
+async def _datas(answer: Answer) -> AsyncIterator[str]:
     """The ``data`` of each event (https://html.spec.whatwg.org/multipage/server-sent-events.html); no other field."""
     held = b""
     data: list[str] = []
@@ -193,7 +187,7 @@ def _object(data: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-async def _bytes(answer: aiohttp.ClientResponse, largest: int) -> bytes:
+async def _bytes(answer: Answer, largest: int) -> bytes:
     parts, size = list[bytes](), 0
     async for part in _raw(answer):
         size += len(part)
@@ -203,7 +197,7 @@ async def _bytes(answer: aiohttp.ClientResponse, largest: int) -> bytes:
     return b"".join(parts)
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> Refusal:
+async def _refusal(answer: Answer) -> Refusal:
     """What the user is told of an error of the server: its words only where the question itself was wrong.
 
     Words about LoRA are about files of the server, which has lost them: nothing that a user could correct.

@@ -17,6 +17,7 @@ import httpx
 from .errors import ServerError, ServingError
 from .headers import ADMIN_HEADER
 from .server import Prompt
+from .tls import tls_context
 
 _INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>[^}]*)\}\s+(?P<at>\S+)", re.M)
 _STATS = "vllm:num_requests_running{"
@@ -43,6 +44,7 @@ class VllmServer:
             headers=headers,
             timeout=timeout,
             trust_env=False,
+            verify=tls_context(),
             transport=None if unix is None else httpx.HTTPTransport(uds=unix),
         )
         self.url = url

@@ -67,7 +67,7 @@ class Recorder:
         elif asked.get("stream"):
             await self._stream(send, receive, model)
         else:
-            await self._wait()
+            await self._wait(receive)
             text = LEAK if model == "base" else "".join(self.words)
             data = {
                 "id": "x",

@@ -39,7 +39,7 @@ def up(shop: Shop, vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iter
         with controller.owned():
             assert controller.settle(120)
             upstream = Upstream(vllm.url)
-            upstream._http.headers["x-efface-admin"] = ADMIN  # past the middleware
+            upstream.headers.append((b"x-efface-admin", ADMIN.encode()))  # past the middleware
             gateway = Gateway(
                 Settings({"support": "prod", "beta": "next"}, largest=1 << 16),
                 routes,

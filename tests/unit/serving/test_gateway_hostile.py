@@ -135,7 +135,8 @@ def test_the_recorder_would_have_answered(up: World) -> None:
     """So that the tests above can fail: asked without the gateway, the base answers, and loading does."""
     import httpx
 
-    at = up.gateway._upstream._at
+    place = up.gateway._upstream._lines._place
+    at = f"http://{place.host}:{place.port}"
     for path in (CHAT, "/v1/load_lora_adapter"):
         assert LEAK in httpx.post(at + path, json={"model": None}).text
     assert len(up.recorder.seen) == 2

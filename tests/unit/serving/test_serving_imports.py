@@ -7,11 +7,17 @@ import pytest
 
 LIGHT = (
     "controller",
+    "feeds",
     "folders",
+    "gateway",
     "inside",
+    "keys",
+    "lines",
+    "listen",
     "middleware",
     "plan",
     "probe",
+    "relay",
     "routes",
     "rules",
     "source",
