@@ -110,8 +110,8 @@ def serve(app: Any, host: str, port: int, *, at_once: int = 256) -> None:
 def listener(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `ServingError` for a taken port.
 
-    With its protocol named: only then asyncio (uvloop always) sets TCP_NODELAY on what it accepts, without which every answer waits
-    40 ms for an acknowledgement between head and body.
+    With its protocol named: only then asyncio (uvloop always) sets TCP_NODELAY on what it accepts, without which every
+    answer waits 40 ms for an acknowledgement between head and body.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     holder = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
