@@ -19,6 +19,7 @@ vllm        needs a vLLM (`make test-serving` builds one, or EFFACE_VLLM_PYTHON)
             eight adapters of rank 8, concatenated to rank 64, against one of them, in turns. All of it on a server
             whose slots have rank 8, which hold one such adapter, and on one with slots of rank 64. These adapters are
             on three of the seven linear layers.
+overhead    of that, the gateway against vLLM asked directly alone, slots of rank 8.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--parts", default="inprocess,memory,gateway,vllm")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULT, help="what --write writes")
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.upstream:
@@ -69,6 +71,7 @@ def main() -> None:
         "memory": memory,
         "gateway": gateway,
         "vllm": vllm,
+        "overhead": overhead,
     }
     load, lines = os.getloadavg()[0], list[str]()
     with tempfile.TemporaryDirectory(prefix="efface-serving-") as work:
@@ -78,7 +81,7 @@ def main() -> None:
             print("\n".join(found), flush=True)
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     if asked.write:
-        RESULT.write_text(page(asked.parts, load, lines))
+        asked.out.write_text(page(asked.parts, load, lines))
 
 
 def inprocess(work: Path) -> list[str]:
@@ -166,6 +169,29 @@ def gateway(work: Path) -> list[str]:
 
 
 def vllm(work: Path) -> list[str]:
+    lines = list[str]()
+    with _shop(work) as (base, shop):
+        for rank in RANKS:
+            here = work / f"rank-{rank}"
+            here.mkdir()
+            with _server(base, here / "log", shop, rank) as server:
+                lines += _releases(shop, server, here, f"slots of rank {rank}: ")
+                lines += _throughput(shop, server.url, rank)
+    return lines
+
+
+def overhead(work: Path) -> list[str]:
+    from vllm_kit import ADMIN
+
+    with _shop(work) as (base, shop), _server(base, work / "log", shop, RANKS[0]) as server:
+        first = shop.release(MODEL, 1)
+        options = ("--registry", str(shop.reg.root), "--admin-token", ADMIN, "--grace", "0")
+        with fronted(work, server.url, *options) as (client, bare, _):
+            return _before_vllm(client, bare, _routed(client, first.version), f"slots of rank {RANKS[0]}: ")
+
+
+@contextmanager
+def _shop(work: Path) -> Iterator[tuple[Path, Any]]:
     from serving_kit import open_shop
     from vllm_kit import vllm_python
 
@@ -178,17 +204,21 @@ def vllm(work: Path) -> list[str]:
     base = fetch_model("smollm2-135m")
     work.mkdir(parents=True)
     shop = open_shop(work / "shop", base)
-    lines = list[str]()
     try:
-        for rank in RANKS:
-            here = work / f"rank-{rank}"
-            here.mkdir()
-            with _server(base, here / "log", shop, rank) as server:
-                lines += _releases(shop, server, here, f"slots of rank {rank}: ")
-                lines += _throughput(shop, server.url, rank)
-        return lines
+        yield base, shop
     finally:
         shop.reg.close()
+
+
+def _before_vllm(client: httpx.Client, bare: httpx.Client, name: str, where: str) -> list[str]:
+    from vllm_kit import ADMIN
+
+    past = {"x-efface-admin": ADMIN}
+    both, third = VLLM_ASKS, VLLM_ASKS // 3
+    return [
+        *_overhead(client, bare, name, both, f"{where}one token, the middleware on both sides"),
+        *_overhead(client, bare, name, third, f"{where}one token, bare past the middleware", past),
+    ]
 
 
 @contextmanager
@@ -217,17 +247,7 @@ def _releases(shop: Any, server: Any, work: Path, where: str) -> list[str]:
     options = ("--registry", str(shop.reg.root), "--admin-token", ADMIN, "--grace", "0")
     with fronted(work, server.url, *options) as (client, bare, _):
         name = _routed(client, first.version)
-        lines = [
-            *_overhead(client, bare, name, VLLM_ASKS, f"{where}one token, the middleware on both sides"),
-            *_overhead(
-                client,
-                bare,
-                name,
-                VLLM_ASKS // 3,
-                f"{where}one token, bare past the middleware",
-                {"x-efface-admin": ADMIN},
-            ),
-        ]
+        lines = _before_vllm(client, bare, name, where)
         for turn in range(RELEASES):
             composition, sealed, evidence = made[(turn + 1) % len(made)]
             time.sleep(1 + turn * 0.37 % 0.5)  # at another moment of the controller's half second each time
