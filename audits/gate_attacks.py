@@ -55,10 +55,10 @@ def check_attacks(
 def check_rebound(
     after: Evaluation, earlier: Mapping[str, Earlier], threshold: float, level: Level = figure_itself
 ) -> tuple[Finding, ...]:
-    """One finding per active request that a release of the channel held before: how far extraction strength rose.
+    """One finding per active request that was measured before: how far its extraction strength rose.
 
-    ``earlier`` has those that were measured before, at their lowest. A request that is new has nothing to return to,
-    one that was only measured at another precision nothing to compare with: both are "not measured".
+    ``earlier`` has those requests at their lowest, by their own adapter alone or in a release of the channel. A request
+    that was only measured at another precision has nothing to compare with: "not measured".
     """
     found: list[Finding] = []
     for request in after.active or ():
@@ -70,7 +70,10 @@ def check_rebound(
         if not rows:
             continue  # which the gates on forgetting say
         if request not in earlier:
-            text = "rebound not measured: no release that the channel served was audited with it at this precision"
+            text = (
+                "rebound not measured: neither its adapter alone nor a release that the channel served was audited "
+                "with it at this precision"
+            )
             found.append(Finding("max_rebound", "forget", request, None, threshold, "not measured", text))
             continue
         was, now = earlier[request], sum(rows.values()) / len(rows)

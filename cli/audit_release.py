@@ -60,7 +60,9 @@ def measure_release(
             recipe=recipe,
             label=measured.label,
             parts=[Part(adapter_folder(reg, p.adapter), p.weight) for p in measured.composition.parts],
-            held=held_to(reg, measured.channel, measured.composition.quantization, recipe.gates)
+            held=held_to(
+                reg, measured.channel, measured.composition.quantization, recipe.gates, measured.composition
+            )
             if measured.channel
             else None,
             progress=progress,

@@ -2,49 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..audits import Thresholds
 from ..audits.gate_attacks import Earlier
-from ..registry import NotFound, Registry, channel_gates, get_audit, history
+from ..registry import (
+    Audit,
+    Composition,
+    NotFound,
+    Registry,
+    channel_gates,
+    compose,
+    get_audit,
+    history,
+    list_audits,
+)
 from ..registry.canon import parse
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """``gates`` by name; ``earlier``: requests at their lowest among the releases that the channel served."""
+    """``gates`` by name; ``earlier``: requests at their lowest, by their own adapters alone or in the channel."""
 
     gates: Mapping[str, float] = field(default_factory=dict[str, float])
     earlier: Mapping[str, Earlier] = field(default_factory=dict[str, Earlier])
 
 
-def held_to(registry: Registry, channel: str, precision: str, gates: Thresholds) -> Held:
-    """What ``channel`` asks now, besides a recipe's ``gates``. Earlier figures are those measured at ``precision``."""
+def held_to(
+    registry: Registry, channel: str, precision: str, gates: Thresholds, composition: Composition
+) -> Held:
+    """What ``channel`` asks of ``composition`` now, besides a recipe's ``gates``. Earlier figures are those measured at
+    ``precision``."""
     asked = {name: float(bound) for name, bound in channel_gates(registry, channel).items()}
-    looks_back = "max_rebound" in asked or gates.max_rebound is not None
-    return Held(asked, earlier(registry, channel, precision) if looks_back else {})
+    if "max_rebound" not in asked and gates.max_rebound is None:
+        return Held(asked)
+    found = [*alone(registry, composition, precision), *served(registry, channel, precision)]
+    return Held(asked, _lowest(found))
 
 
-def earlier(registry: Registry, channel: str, precision: str) -> dict[str, Earlier]:
-    """Each request's lowest extraction strength in the audits that carried releases of ``channel``."""
+def alone(registry: Registry, composition: Composition, precision: str) -> list[tuple[str, Earlier]]:
+    """What each adapter of ``composition`` reached by itself: what a stack is held against, the first one too."""
+    return [
+        one
+        for adapter in composition.adapters
+        for audit in list_audits(
+            registry, compose(composition.base, composition.quantization, [(adapter, "1")]).digest
+        )
+        for one in _of(registry, audit, precision, f"its adapter {adapter[7:15]} alone")
+    ]
+
+
+def served(registry: Registry, channel: str, precision: str) -> list[tuple[str, Earlier]]:
+    """What the audits that carried releases of ``channel`` found."""
     try:
-        served = [one for one in history(registry, channel) if one.activated_at and one.audit]
+        releases = [one for one in history(registry, channel) if one.activated_at and one.audit]
     except NotFound:
-        return {}
+        return []
+    return [
+        one
+        for release in releases
+        for one in _of(
+            registry, get_audit(registry, release.audit or ""), precision, f"{channel}@{release.version}"
+        )
+    ]
+
+
+def _of(registry: Registry, audit: Audit, precision: str, where: str) -> list[tuple[str, Earlier]]:
+    if audit.precision != precision:
+        return []
+    found = _measured(parse(registry.blobs.read(audit.report)), where)
+    return [(request, one) for request, one in found.items() if request in (audit.requests or ())]
+
+
+def _lowest(found: Iterable[tuple[str, Earlier]]) -> dict[str, Earlier]:
     lowest: dict[str, Earlier] = {}
-    for release in served:
-        audit = get_audit(registry, release.audit or "")
-        if audit.precision != precision:
-            continue
-        for request, found in _measured(
-            parse(registry.blobs.read(audit.report)), f"{channel}@{release.version}"
-        ).items():
-            if request in (audit.requests or ()) and (
-                request not in lowest or found.extraction_strength < lowest[request].extraction_strength
-            ):
-                lowest[request] = found
+    for request, one in found:
+        if request not in lowest or one.extraction_strength < lowest[request].extraction_strength:
+            lowest[request] = one
     return lowest
 
 

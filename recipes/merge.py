@@ -90,7 +90,7 @@ def merge_channel(
     merged = merge(base, parts, out, onto=onto, requantize=requantize, expect=release.composition.base)
     composition = compose(merged.fingerprint.digest, precision, ())
     audited = _Audited(f"{channel}@{release.version} merged", known, at, plan or quick(), memory, progress)
-    held = held_to(registry, channel, precision, recipe.gates)
+    held = held_to(registry, channel, precision, recipe.gates, release.composition)
     report = _audit(base, release.composition.base, merged, audited, held)
     audit = record(registry, composition, report, recipe, actor, measured=known.active)
     signs.audit(registry, audit, report)

@@ -351,7 +351,7 @@ def _measured(
         progress=progress,
         rows=rows,
         parts=[FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts],
-        held=held_to(registry, asked.channel, composition.quantization, recipe.gates),
+        held=held_to(registry, asked.channel, composition.quantization, recipe.gates, composition),
     )
     audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
     asked.signs.audit(registry, audit, report)

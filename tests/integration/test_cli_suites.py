@@ -1,6 +1,7 @@
 """Whatever makes weights and audits them takes a suite: `unlearn`, `adapter compact` and `merge`, on a tiny model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_gates_of_a_channel_hold_what_is_merged(place: Path, tiny_llama: Path) -
     assert (failed["gate"], failed["request"]) == ("max_recovered.prompt", ONE)
     done = checked(home, "merge", "prod", "--out", place / "merged", *at, *asked(place))
     assert done["verdict"] == "pass"
+
+
+def test_a_first_stack_is_held_against_its_adapters_alone(place: Path, tiny_llama: Path) -> None:
+    home, words = place / "registry", using(place, tiny_llama)
+    for request in (ONE, TWO):
+        checked(home, "unlearn", request, *words)
+    gate = ("--set", "gates.max_rebound=1")
+    made = checked(home, "release", "create", "prod", "--add", ONE, "--add", TWO, *words, *gate)
+    found = {f["request"]: f for f in report(place, made["audit"])["findings"] if f["gate"] == "max_rebound"}
+    assert {name: one["outcome"] for name, one in found.items()} == {ONE: "passed", TWO: "passed"}
+    assert all(re.search(r"since its adapter [0-9a-f]{8} alone", one["text"]) for one in found.values())
 
 
 def test_a_suite_that_cannot_run_is_refused_before_anything_is_made(place: Path, tiny_llama: Path) -> None:
