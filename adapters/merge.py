@@ -16,24 +16,37 @@ them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from . import checkpoint_files, quantized_files
 from .checkpoint_files import INDEX, Shard
 from .compose import Part, Stack, plan, require_unchanged
 from .errors import BaseMismatch, CompositionError
-from .merge_card import RECORD, describe
+from .merge_card import RECORD, Served, Verdict, describe, judged
 from .merge_layout import Digests, carry, new_layout, plain_config, same_layout, write_config, write_index
 from .merge_values import Job, changes, source
 from .model import Fingerprint, ModelFiles, fingerprint_of, model_files
-from .quantized_files import as_computed
+from .quantized_files import as_computed, stored_bytes
 from .staging import new_folder, require_free
 from .tensors import DTYPES, Hashing, digest_file, write_atomic
 
-__all__ = ["ONTO", "RECORD", "Merged", "Onto", "as_computed", "merge"]
+__all__ = [
+    "ONTO",
+    "RECORD",
+    "Merged",
+    "Onto",
+    "Served",
+    "Verdict",
+    "as_computed",
+    "check_merge",
+    "judged",
+    "merge",
+    "merging",
+]
 
 Onto = Literal["original", "nf4", "int8"]
 ONTO: tuple[str, ...] = get_args(Onto)
@@ -67,39 +80,92 @@ def merge(
 ) -> Merged:
     """Write ``base`` with ``parts`` merged into it as the new folder ``out``, whole or not at all.
 
-    Config, generation config, tokenizer and chat template are carried over; a README and ``efface_merge.json`` say
-    what was merged into what. ``requantize``: `nf4` or `int8`, as bitsandbytes stores it. ``expect``: the digest that
-    ``base`` must turn out to have. ``on_bytes(n)`` is called as bytes are written. Everything else is checked first.
+    Config, generation config, tokenizer, chat templates and licences are carried over, nothing else; a README and
+    ``efface_merge.json`` say what was merged into what. ``requantize``: `nf4` or `int8`, as bitsandbytes stores it.
+    ``expect``: the digest that ``base`` must turn out to have. ``on_bytes(n)`` is called as bytes are written.
+    Everything else is checked first. What a killed merge to the same ``out`` left is removed.
 
-    Raises what `efface.adapters.compose.plan` raises; `ModelError` for a checkpoint with a missing or broken shard or
-    one that is quantized on disk; `BaseMismatch` for modules or shapes that it does not have, tied heads included, and
-    another base than expected; `CompositionError` for an unknown ``onto`` or ``requantize`` or a disk that is too full.
-    Nothing is left behind then.
+    Raises what `efface.adapters.compose.plan` raises; `ModelError` for a checkpoint with a missing or broken shard,
+    one that could be two models, has weights that are not finite or is quantized on disk; `BaseMismatch` for modules or
+    shapes that it does not have, tied heads included, and another base than expected; `CompositionError` for an unknown
+    ``onto`` or ``requantize``, an ``out`` in the base's own folder or a disk that is too full. Nothing is left behind.
     """
-    _check(onto, requantize)
-    require_free(out)
-    stack = plan(parts)
-    files = model_files(base)
-    config = plain_config(base)
-    shards = checkpoint_files.shards(base)
-    job = Job(stack, _targets(stack, shards), onto, requantize)
-    _require_space(out, shards)
+    with merging(
+        base, parts, out, onto=onto, requantize=requantize, expect=expect, on_bytes=on_bytes
+    ) as made:
+        pass
+    return replace(made, path=out)
+
+
+@contextmanager
+def merging(
+    base: Path,
+    parts: Sequence[Part],
+    out: Path,
+    *,
+    onto: str = "original",
+    requantize: str | None = None,
+    expect: str | None = None,
+    served: Served | None = None,
+    on_bytes: OnBytes = lambda _bytes: None,
+) -> Generator[Merged]:
+    """As `merge`, but what was merged is at ``Merged.path`` beside ``out`` while the block runs, to be audited there.
+
+    It becomes ``out`` when the block ends, and is removed when that raises. ``served``: what release ``parts`` are of.
+    """
+    checked = _checked(base, parts, out, onto, requantize)
+    stack = checked.job.stack
     with new_folder(out) as staging:
-        read, wrote, listed, written = _write(job, shards, staging, on_bytes)
-        carry(base, staging, read, wrote)
+        _require_space(out, checked)
+        read, wrote, listed, written = _write(checked.job, checked.shards, staging, on_bytes)
+        carry(base, checked.files, staging, read, wrote)
         if requantize is not None:
-            wrote["config.json"] = write_config(staging, config, requantize)
+            wrote["config.json"] = write_config(staging, checked.config, requantize)
             if INDEX in wrote:
                 wrote[INDEX] = write_index(staging, listed)
         require_unchanged(stack)
-        marks = _marks(files, read)
+        marks = _marks(checked.files, read)
         if expect not in (None, marks.digest):
             raise BaseMismatch(
                 f"expected base {expect}, got {marks.digest} at {base}: give the base of the adapters"
             )
-        describe(staging, marks, stack, onto, requantize)
+        describe(staging, marks, stack, onto, requantize, served)
         made = _marks(model_files(staging), wrote)
-    return Merged(out, marks, made, len(job.targets), written, requantize)
+        yield Merged(staging, marks, made, len(checked.job.targets), written, requantize)
+
+
+def check_merge(
+    base: Path,
+    parts: Sequence[Part],
+    out: Path,
+    *,
+    onto: str = "original",
+    requantize: str | None = None,
+) -> None:
+    """Raise what `merge` would raise before it writes anything, but for a lack of space."""
+    _checked(base, parts, out, onto, requantize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    job: Job
+    files: ModelFiles
+    config: dict[str, Any]
+    shards: list[Shard]
+
+
+def _checked(base: Path, parts: Sequence[Part], out: Path, onto: str, requantize: str | None) -> _Checked:
+    _check(onto, requantize)
+    require_free(out)
+    if base.resolve() in (parent := out.parent.resolve(), *parent.parents):
+        raise CompositionError(
+            f"expected a folder outside {base}, got {out}: the base is never modified; choose another place"
+        )
+    stack = plan(parts)
+    files = model_files(base)
+    config = plain_config(base)
+    shards = checkpoint_files.shards(base)
+    return _Checked(Job(stack, _targets(stack, shards), onto, requantize), files, config, shards)
 
 
 def _check(onto: str, requantize: str | None) -> None:
@@ -169,10 +235,14 @@ def _counted(chunks: Iterator[bytes | memoryview], on_bytes: OnBytes) -> Iterato
         on_bytes(len(chunk))
 
 
-def _require_space(out: Path, shards: Sequence[Shard]) -> None:
-    needed = sum(shard.path.stat().st_size for shard in shards)
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    if (free := shutil.disk_usage(place).free) < needed:
+def _require_space(out: Path, checked: _Checked) -> None:
+    form = checked.job.requantize
+    if form is None:
+        needed = sum(shard.path.stat().st_size for shard in checked.shards)
+    else:
+        tensors = [tensor for shard in checked.shards for tensor in shard.tensors]
+        needed = sum(stored_bytes(tensor.name, tensor.shape, form) for tensor in tensors)
+    if (free := shutil.disk_usage(out.parent).free) < needed:
         raise CompositionError(
-            f"expected {needed:,} free bytes at {place}, got {free:,}; free some, or name another disk"
+            f"expected {needed:,} free bytes at {out.parent}, got {free:,}; free some, or name another disk"
         )

@@ -14,6 +14,7 @@ from . import checkpoint_files, quantized_files
 from .checkpoint_files import INDEX
 from .errors import ModelError
 from .merge_values import Changes, Source
+from .model import ModelFiles
 from .quantized_files import as_stored, is_quantized, raw_bytes, shard_chunks
 from .tensors import DTYPES, digest_bytes, write_atomic
 
@@ -54,12 +55,15 @@ def new_layout(
     yield from shard_chunks(kept)
 
 
-def carry(base: Path, folder: Path, read: Digests, wrote: Digests) -> None:
+def carry(base: Path, files: ModelFiles, folder: Path, read: Digests, wrote: Digests) -> None:
     """Copy what is not weights, and add its digests: of the very bytes that were read."""
-    for file in (*checkpoint_files.others(base), *([base / INDEX] if (base / INDEX).exists() else [])):
+    index = [base / INDEX] if (base / INDEX).exists() else []
+    for file in (*checkpoint_files.others(base, files), *index):
         data = file.read_bytes()
-        read[file.name] = wrote[file.name] = digest_bytes(data)
-        write_atomic(folder / file.name, [data])
+        name = file.relative_to(base)
+        read[str(name)] = wrote[str(name)] = digest_bytes(data)
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomic(folder / name, [data])
 
 
 def plain_config(base: Path) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def plain_config(base: Path) -> dict[str, Any]:
     file = base / "config.json"
     try:
         config = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: expected JSON, got {error}; fetch the model again") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: expected a JSON object, got another value; fetch the model again")

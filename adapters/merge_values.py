@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checkpoint_files import Shard, Stored
 from .compose import Stack, stacked_reader
-from .errors import ModelError
+from .errors import InvalidAdapter, ModelError
 from .folder import a_key, b_key
 from .lora_files import open_tensors
 from .quantized_files import as_computed, is_quantized
@@ -99,16 +99,37 @@ class Changes:
     read: Callable[[str], Tensor]
 
     def __call__(self, tensor: Stored, weight: Tensor) -> Tensor:
-        """``weight`` as the base computes with it, with its delta. Raises `InvalidAdapter` for one not finite."""
+        """``weight`` as the base computes with it, with its delta. Raises `InvalidAdapter` for one not finite.
+
+        And `ModelError` where that is so in the base already.
+        """
         if self.job.keeps(tensor) and not is_linear(tensor):
             return weight
+        made = weight
         if self.job.onto != "original" and is_linear(tensor):
-            weight = as_computed(weight, self.job.onto, turned=self.job.turned)
+            _require_sound(tensor.name, weight)  # quantizing turns NaN into numbers
+            made = weight = as_computed(weight, self.job.onto, turned=self.job.turned)
         if (module := self.job.targets.get(tensor.name)) is not None:
             a, b = self.read(a_key(module)), self.read(b_key(module))
-            weight = added(weight, *((a.T, b.T) if self.job.turned else (b, a)))
-        require_finite(tensor.name, weight)
-        return weight
+            made = added(weight, *((a.T, b.T) if self.job.turned else (b, a)))
+        try:
+            require_finite(tensor.name, made)
+        except InvalidAdapter:
+            _require_sound(tensor.name, weight)
+            raise
+        return made
+
+
+def _require_sound(name: str, weight: Tensor) -> None:
+    """Raise `ModelError` where the base itself is not finite."""
+    try:
+        require_finite(name, weight)
+    except InvalidAdapter as error:
+        bad = int((~torch.isfinite(weight)).sum())
+        raise ModelError(
+            f"{name}: expected finite weights in the base, got {bad} NaN or infinite of {weight.numel()}; "
+            "fetch it again"
+        ) from error
 
 
 @contextmanager
