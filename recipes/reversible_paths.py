@@ -211,4 +211,4 @@ def _within(made: Rendered, sealed: Adapter, said: str) -> tuple[Outcome, str]:
 
 def _render(registry: Registry, composition: Composition, out: Path, *, turned: bool = False) -> Rendered:
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
-    return render(parts[::-1] if turned else parts, out, how=composition.render)
+    return render(parts[::-1] if turned else parts, out, how=composition.render, for_server=False)
