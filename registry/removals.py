@@ -52,7 +52,7 @@ def removal(
         came = ", ".join(known) or ("unknown ids" if removing else "none")
         raise InvalidInput(f"requests of the release ({', '.join(sorted(held))})", came, "Name some of them.")
     if more := sorted(_sharing(db, composition, removing) - removing):
-        came = f"adapters that also forget {', '.join(more)}"
+        came = f"some that share an adapter, which also forgets {', '.join(more)}"
         raise InvalidInput("every request of the adapters that go", came, "Name those requests too.")
     dropped: set[str] = set()
     left = _left(db, composition, removing, dropped)
@@ -68,13 +68,14 @@ def removal(
 
 
 def whole_removal(db: Tables, composition: Composition, removing: Set[str]) -> WholeRemoval:
-    """The least removal of these requests after which nothing that stays was trained on what is gone.
+    """The least removal with these requests after which nothing that stays was trained on what is gone.
 
-    It grows until that holds: a repair or balance that stands on what is gone is dropped, of any other adapter the
-    requests leave too. Every request that it adds has to go, since its adapter could not stay whatever else went. It
-    ends early where what is left has passed an audit: that may be released as it is. Raises as `removal` does.
+    It grows until that holds: who shares an adapter with one that leaves, leaves too; a repair or balance that stands
+    on what is gone is dropped, of any other adapter the requests leave too. Every request that it adds has to go: its
+    adapter could not stay whatever else went. It ends early where what is left has passed an audit: that may be
+    released as it is. Raises InvalidInput for requests that are not in it.
     """
-    going = set(removing)
+    going = _sharing(db, composition, removing)
     while True:
         found = removal(db, composition, going, drop_repairs=True)
         _, held = _loose(db, found.composition, set(found.gone))

@@ -72,7 +72,7 @@ def check(
     if isinstance(
         refused, InvalidInput
     ):  # an adapter forgets more: with those named, it is not for that any more
-        more = refused.came.partition("also forget ")[2].split(", ")
+        more = refused.came.partition("also forgets ")[2].split(", ")
         assert not isinstance(answer(reg, (*going, *more), drop), InvalidInput)
         return
     said = command(refused, "release rollback")

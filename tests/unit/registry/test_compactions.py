@@ -330,5 +330,5 @@ def test_requests_that_share_adapters_are_named_at_once(reg: Registry, tmp_path:
     chain = [seal(reg, lora(tmp_path / f"{i}", i), some) for i, some in enumerate(([one, two], [two, three]))]
     release(reg, stack(chain))
     error = rejected(reg, InvalidInput, lambda: plan_removal(reg, "prod", [one]))
-    assert error.came.endswith(f"also forget {two}, {three}")
+    assert error.came.endswith(f"also forgets {two}, {three}")
     assert plan_removal(reg, "prod", [one, two, three]) == stack([])
