@@ -60,6 +60,10 @@ def run(
             "--drop-repairs", help="With --without: also less the repairs that were trained on what goes."
         ),
     ] = False,
+    render: Annotated[
+        str | None,
+        typer.Option("--render", help="With --without: as it would be rendered. As the release by default."),
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="A PEFT LoRA folder instead of a release.")
     ] = None,
@@ -110,6 +114,8 @@ def run(
         )
     if drop_repairs and not less:
         raise typer.BadParameter("--drop-repairs needs --without REQUEST")
+    if render is not None and not less:
+        raise typer.BadParameter("--render needs --without REQUEST")
     if release is None and forget is None:
         raise typer.BadParameter(
             "--adapter and --against need --forget FILE: the rows that are to be forgotten"
@@ -119,7 +125,7 @@ def run(
     with progress() as bars:
         if release is not None:
             with Registry.open(registry) as reg:
-                measured = _measured(reg, release, less or [], drop_repairs)
+                measured = _measured(reg, release, less or [], drop_repairs, render)
                 bars.phase("Loading the base")
                 memory = remembered(reg, cache, no_cache=no_cache, reveal=reveal)
                 bench = open_bench(model, chosen, memory=memory, plan=plan)
@@ -185,7 +191,9 @@ def _require_requests(release: Release) -> None:
         )
 
 
-def _measured(reg: Registry, channel: str, less: list[str], drop_repairs: bool) -> Measured:
+def _measured(
+    reg: Registry, channel: str, less: list[str], drop_repairs: bool, render: str | None
+) -> Measured:
     """What is to be audited, checked before the base is loaded."""
     from ..recipes.release import composition_without, requests_in
 
@@ -195,6 +203,6 @@ def _measured(reg: Registry, channel: str, less: list[str], drop_repairs: bool) 
     watched = requests_in(reg, release.composition)
     if not less:
         return Measured(release.composition, watched, label, release.rendered, channel)
-    left = composition_without(reg, release.composition, less, drop_repairs=drop_repairs)
+    left = composition_without(reg, release.composition, less, drop_repairs=drop_repairs, render=render)
     named = ", ".join([*sorted(set(less)), *(["what repaired it"] if drop_repairs else [])])
     return Measured(left, watched, f"{label} without {named}", channel=channel)

@@ -82,6 +82,17 @@ HtmlOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the audit report as JSON.", callback=writable)
 ]
+RenderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--render",
+        help="How it is served: cat (exact), live, svd:RANK, error:E, ties|dare|knots:DENSITY:RANK. "
+        "By default as the release that it is made from, or cat.",
+    ),
+]
+SlotOption = Annotated[
+    int | None, typer.Option("--max-lora-rank", min=1, help="What the server takes; vLLM's 512 by default.")
+]
 RevealOption = Annotated[
     bool,
     typer.Option(

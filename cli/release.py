@@ -8,7 +8,14 @@ import typer
 
 from ..registry import Registry, active_release, get_adapter, get_channel, get_request, history, parse_render
 from ..registry import plan_removal as plan
-from . import release_balance, release_compact, release_gate, release_steps, release_transfer
+from . import (
+    release_balance,
+    release_compact,
+    release_gate,
+    release_render,
+    release_steps,
+    release_transfer,
+)
 from .lookups import requests_of
 from .measured import measured_json, measured_text, report_released
 from .options import (
@@ -24,8 +31,10 @@ from .options import (
     ReasonOption,
     RecipeOption,
     RegistryOption,
+    RenderOption,
     RevealOption,
     SetOption,
+    SlotOption,
 )
 from .output import emit, emit_table, progress
 from .records import release_json
@@ -48,18 +57,8 @@ def create(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Leave it a candidate, for others to approve.")
     ] = True,
-    render: Annotated[
-        str | None,
-        typer.Option(
-            "--render",
-            help="How it is served: cat (exact), live, svd:RANK, error:E, ties|dare|knots:DENSITY:RANK. "
-            "By default as the release before it, or cat.",
-        ),
-    ] = None,
-    max_rank: Annotated[
-        int | None,
-        typer.Option("--max-lora-rank", min=1, help="What the server takes; vLLM's 512 by default."),
-    ] = None,
+    render: RenderOption = None,
+    max_rank: SlotOption = None,
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006
     cache: CacheOption = None,
@@ -120,6 +119,8 @@ def rollback(
     drop_repairs: Annotated[
         bool, typer.Option("--drop-repairs", help="Also take off repairs that were trained on what goes.")
     ] = False,
+    render: RenderOption = None,
+    max_rank: SlotOption = None,
     reason: ReasonOption = "",
     recipe: RecipeOption = "simnpo",
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
@@ -139,7 +140,8 @@ def rollback(
     Where every request in question is shredded nothing can be measured any more: a stack that passed before, and the
     bare base, are released all the same and say so; another stack is refused.
 
-    Out of a compaction a request leaves by going back to the adapters that it was made from.
+    Out of a compaction a request leaves by going back to the adapters that it was made from. Where those have more
+    rank than a server's slot, --render svd:RANK makes what is left fit: approximate, and audited as such.
     """
     from ..recipes.recipe import load_recipe
     from ..recipes.release import remove_requests, return_to
@@ -148,14 +150,27 @@ def rollback(
         raise typer.BadParameter("expected either --remove REQUEST or --to VERSION")
     if not reason:
         raise typer.BadParameter("a rollback needs --reason: it is written into the ledger")
+    if render is not None:
+        parse_render(render)
     chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         if remove:
-            plan(reg, channel, remove, drop_repairs=drop_repairs)
+            plan(reg, channel, remove, drop_repairs=drop_repairs, render=render)
         bars.phase("Loading the base")
         bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         if to is not None:
-            done = return_to(reg, channel, to, bench, chosen, reason=reason, actor=actor, progress=bars)
+            done = return_to(
+                reg,
+                channel,
+                to,
+                bench,
+                chosen,
+                reason=reason,
+                actor=actor,
+                progress=bars,
+                render=render,
+                max_rank=max_rank,
+            )
         else:
             done = remove_requests(
                 reg,
@@ -167,6 +182,8 @@ def rollback(
                 actor=actor,
                 progress=bars,
                 drop_repairs=drop_repairs,
+                render=render,
+                max_rank=max_rank,
             )
     report_released(done, html, json, reveal)
     _say(registry, done, format)
@@ -215,6 +232,7 @@ def history_(
 
 app.command("compact", epilog=release_compact.COMPACT_EXAMPLE)(release_compact.compact)
 app.command("repair", epilog=release_compact.REPAIR_EXAMPLE)(release_compact.repair)
+app.command("render", epilog=release_render.EXAMPLE)(release_render.render)
 app.command("balance", epilog=release_balance.EXAMPLE)(release_balance.balance)
 app.command("approve", epilog=release_steps.APPROVE_EXAMPLE)(release_steps.approve)
 app.command("activate", epilog=release_steps.ACTIVATE_EXAMPLE)(release_steps.activate)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..registry import Registry
+from ..registry import Registry, parse_render
 from .measured import measured_json, measured_text, report_released
 from .options import (
     DEFAULT_ACTOR,
@@ -20,8 +20,10 @@ from .options import (
     ReasonOption,
     RecipeOption,
     RegistryOption,
+    RenderOption,
     RevealOption,
     SetOption,
+    SlotOption,
     YesOption,
 )
 from .output import emit, progress
@@ -50,6 +52,8 @@ def balance(
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     reason: ReasonOption = "balance",
     activate: ActivateOption = True,
+    render: RenderOption = None,
+    max_rank: SlotOption = None,
     yes: YesOption = False,
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006
@@ -71,6 +75,8 @@ def balance(
     from ..recipes.balance import plan_balance
     from ..recipes.recipe import load_recipe
 
+    if render is not None:
+        parse_render(render)
     chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_balance(reg, channel, version)
@@ -95,6 +101,8 @@ def balance(
             actor=actor,
             progress=bars,
             activate=activate,
+            render=render,
+            max_rank=max_rank,
         )
     report_released(done.released, html, json, reveal)
     release = measured_json(registry, done.released)

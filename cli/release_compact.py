@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..registry import Registry
+from ..registry import Registry, parse_render
 from .measured import measured_json, measured_text, report_released
 from .options import (
     DEFAULT_ACTOR,
@@ -22,8 +22,10 @@ from .options import (
     ReasonOption,
     RecipeOption,
     RegistryOption,
+    RenderOption,
     RevealOption,
     SetOption,
+    SlotOption,
     YesOption,
 )
 from .output import emit, progress
@@ -48,6 +50,8 @@ def compact(
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     reason: ReasonOption = "compaction",
     activate: ActivateOption = True,
+    render: RenderOption = None,
+    max_rank: SlotOption = None,
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006
     cache: CacheOption = None,
@@ -64,13 +68,25 @@ def compact(
     from ..recipes.release import serve_compaction
     from ..registry import plan_compaction
 
+    if render is not None:
+        parse_render(render)
     chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan_compaction(reg, channel, adapter)
         bars.phase("Loading the base")
         bench = bench_of(reg, model, chosen, audited, cache, no_cache=no_cache, reveal=reveal)
         done = serve_compaction(
-            reg, channel, adapter, bench, chosen, reason=reason, actor=actor, progress=bars, activate=activate
+            reg,
+            channel,
+            adapter,
+            bench,
+            chosen,
+            reason=reason,
+            actor=actor,
+            progress=bars,
+            activate=activate,
+            render=render,
+            max_rank=max_rank,
         )
     report_released(done, html, json, reveal)
     emit(measured_json(registry, done), format, measured_text(done))
@@ -92,6 +108,8 @@ def repair(
     overrides: SetOption = [],  # noqa: B006 - typer's way to a repeatable option
     reason: ReasonOption = "repair",
     activate: ActivateOption = True,
+    render: RenderOption = None,
+    max_rank: SlotOption = None,
     yes: YesOption = False,
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006
@@ -113,6 +131,8 @@ def repair(
     from ..recipes.repair import plan_repair
     from ..recipes.repair import repair as run
 
+    if render is not None:
+        parse_render(render)
     chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_repair(reg, channel, version)
@@ -137,6 +157,8 @@ def repair(
             actor=actor,
             progress=bars,
             activate=activate,
+            render=render,
+            max_rank=max_rank,
         )
     report_released(done.released, html, json, reveal)
     made: list[str] = [adapter.digest for adapter in done.adapters]

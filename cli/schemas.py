@@ -44,6 +44,7 @@ VERBS: dict[str, Any] = {
     "release create": things.MeasuredRelease,
     "release rollback": things.MeasuredRelease,
     "release compact": things.MeasuredRelease,
+    "release render": things.MeasuredRelease,
     "release repair": acts.RepairRecord,
     "release balance": acts.BalanceRecord,
     "release show": things.ReleaseRecord,

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from .prepare import TrainingRows, probes, training_rows
     from .progress import Progress, Silent
     from .recipe import Recipe, load_recipe, shipped_recipes
-    from .release import Released, add_requests, remove_requests, render_composition, return_to
+    from .release import (
+        Released,
+        add_requests,
+        remove_requests,
+        render_composition,
+        render_release,
+        return_to,
+    )
     from .run import Unlearned, unlearn
 
 _HOMES = {
@@ -36,7 +43,14 @@ _HOMES = {
     "prepare": ("TrainingRows", "probes", "training_rows"),
     "progress": ("Progress", "Silent"),
     "recipe": ("Recipe", "load_recipe", "shipped_recipes"),
-    "release": ("Released", "add_requests", "remove_requests", "render_composition", "return_to"),
+    "release": (
+        "Released",
+        "add_requests",
+        "remove_requests",
+        "render_composition",
+        "render_release",
+        "return_to",
+    ),
     "run": ("Unlearned", "unlearn"),
 }
 
@@ -65,6 +79,7 @@ __all__ = [
     "read_rows",
     "remove_requests",
     "render_composition",
+    "render_release",
     "request_data",
     "return_to",
     "shipped",

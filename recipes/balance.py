@@ -15,7 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..registry import JSON, Adapter, Composition, Part, Registry, Release, checks, compose, seal_adapter
+from ..registry import (
+    JSON,
+    Adapter,
+    Composition,
+    Part,
+    Registry,
+    Release,
+    checks,
+    compose,
+    parse_render,
+    seal_adapter,
+)
 from ..registry.compactions import BALANCES, is_balance, manifest_of
 from .attest import signer
 from .audit import audit_rows
@@ -96,16 +107,20 @@ def balance(
     actor: str,
     progress: Progress | None = None,
     activate: bool = True,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Balanced:
     """Train the balance of a release's stack, and release the stack with it, audited anew.
 
-    A balance that is there already is replaced. Raises `RequestError` when there is nothing to balance, and what
-    training and the registry raise; then no release is made.
+    A balance that is there already is replaced. ``render``: as that release by default; ``max_rank``: what the server
+    holds. Raises `RequestError` when there is nothing to balance, and what training and the registry raise; then no
+    release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
     progress, chosen = progress or Silent(), balancing(recipe, rank, steps)
     plan = plan_balance(registry, channel, version)
+    parse_render(how := render or plan.stack.render)
     require_base(bench, plan.stack)
     require_in_force(registry, requests_in(registry, plan.stack))
     rows = _rows(live_requests(registry), plan.requests, bench, chosen, progress)
@@ -132,9 +147,18 @@ def balance(
         )
     signer(registry, actor).adapter(registry, adapter)
     parts = [*plan.stack.parts, Part(adapter.digest, "1")]
-    whole = compose(plan.stack.base, plan.stack.quantization, parts, plan.stack.render)
+    whole = compose(plan.stack.base, plan.stack.quantization, parts, how)
     released = release_composition(
-        registry, channel, whole, bench, recipe, reason, actor, progress, activate=activate
+        registry,
+        channel,
+        whole,
+        bench,
+        recipe,
+        reason,
+        actor,
+        progress,
+        activate=activate,
+        max_rank=max_rank,
     )
     return Balanced(plan, adapter, released)
 

@@ -83,10 +83,15 @@ def _of(registry: Registry, adapter: str, wanted: set[str]) -> bool:
 
 
 def _require_one_base(registry: Registry, adapters: Iterable[str]) -> None:
-    on = {(one.base, one.quantization) for one in (get_adapter(registry, adapter) for adapter in adapters)}
+    on = {
+        f"{one.base} at {one.quantization}": one.digest
+        for one in (get_adapter(registry, adapter) for adapter in sorted(adapters))
+    }
     if len(on) > 1:
+        (base, first), (other, second) = sorted(on.items())[:2]
         raise RequestError(
-            f"expected adapters on one base, got some on each of {len(on)}: compact those of one base at a time"
+            f"expected adapters on one base, got {first} on base {base} and {second} on base {other}: "
+            "compact those of one base at a time"
         )
 
 

@@ -35,6 +35,7 @@ from ..registry import (
     plan_compaction,
     plan_removal,
     plan_without,
+    rendered_as,
     seal_adapter,
     states,
 )
@@ -134,15 +135,51 @@ def remove_requests(
     actor: str,
     progress: Progress | None = None,
     drop_repairs: bool = False,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Released:
     """Roll ``requests`` back: a new version whose composition is as if they had never been added.
 
     Out of a compaction a request leaves by going back to the originals of the others. ``drop_repairs``: also take off
-    the repairs that were trained on what goes.
+    the repairs that were trained on what goes. ``render``: that of the active release by default; originals may have
+    more rank together than ``max_rank``, what the server holds, where their compaction had less.
     """
-    composition = plan_removal(registry, channel, requests, drop_repairs=drop_repairs)
+    composition = plan_removal(registry, channel, requests, drop_repairs=drop_repairs, render=render)
     return release_composition(
-        registry, channel, composition, bench, recipe, reason, actor, progress or Silent()
+        registry, channel, composition, bench, recipe, reason, actor, progress or Silent(), max_rank=max_rank
+    )
+
+
+def render_release(
+    registry: Registry,
+    channel: str,
+    render: str,
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    reason: str,
+    actor: str,
+    progress: Progress | None = None,
+    activate: bool = True,
+    max_rank: int | None = None,
+) -> Released:
+    """Release what is active on ``channel`` with another render: another composition, audited as it will be served."""
+    now = active_release(registry, channel).composition
+    composition = rendered_as(now, render)
+    if composition == now:
+        came = f"{render}, as it is" if now.parts else "the bare base, of which there is nothing to render"
+        raise RequestError(f"expected another render for {channel}, got {came}: there is nothing to do")
+    return release_composition(
+        registry,
+        channel,
+        composition,
+        bench,
+        recipe,
+        reason,
+        actor,
+        progress or Silent(),
+        activate=activate,
+        max_rank=max_rank,
     )
 
 
@@ -157,11 +194,25 @@ def serve_compaction(
     actor: str,
     progress: Progress | None = None,
     activate: bool = True,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Released:
-    """Release a compaction in place of the adapters that it was made from, audited as it will be served."""
-    composition = plan_compaction(registry, channel, adapter)
+    """Release a compaction in place of the adapters that it was made from, audited as it will be served.
+
+    ``render``: as the active release by default; ``max_rank``: what the server holds.
+    """
+    composition = rendered_as(plan_compaction(registry, channel, adapter), render)
     return release_composition(
-        registry, channel, composition, bench, recipe, reason, actor, progress or Silent(), activate=activate
+        registry,
+        channel,
+        composition,
+        bench,
+        recipe,
+        reason,
+        actor,
+        progress or Silent(),
+        activate=activate,
+        max_rank=max_rank,
     )
 
 
@@ -175,24 +226,36 @@ def return_to(
     reason: str,
     actor: str,
     progress: Progress | None = None,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Released:
-    """Roll back to the composition of an earlier version: a new version with the same digest."""
-    composition = get_release(registry, channel, version).composition
+    """Roll back to the composition of an earlier version: a new version with the same digest.
+
+    With another ``render`` than that version's it is another composition of the same adapters. ``max_rank``: what the
+    server holds.
+    """
+    composition = rendered_as(get_release(registry, channel, version).composition, render)
     return release_composition(
-        registry, channel, composition, bench, recipe, reason, actor, progress or Silent()
+        registry, channel, composition, bench, recipe, reason, actor, progress or Silent(), max_rank=max_rank
     )
 
 
 def composition_without(
-    registry: Registry, composition: Composition, requests: Sequence[str], *, drop_repairs: bool = False
+    registry: Registry,
+    composition: Composition,
+    requests: Sequence[str],
+    *,
+    drop_repairs: bool = False,
+    render: str | None = None,
 ) -> Composition:
     """What removing ``requests`` would leave, whether or not it may be released yet: for an audit of that.
 
-    ``drop_repairs`` is what it is for `remove_requests`. Raises `RequestError` for a request that is not in it, that
-    shares an adapter with one that stays, or when nothing would be left to measure.
+    ``drop_repairs`` and ``render`` are what they are for `remove_requests`. Raises `RequestError` for a request that is
+    not in it, that shares an adapter with one that stays, or when nothing would be left to measure.
     """
     try:
-        left = plan_without(registry, composition, requests, drop_repairs=drop_repairs).composition
+        wanted = rendered_as(composition, render)
+        left = plan_without(registry, wanted, requests, drop_repairs=drop_repairs).composition
     except InvalidInput as error:
         raise RequestError(str(error)) from None
     if not left.parts:
@@ -216,11 +279,13 @@ def requests_in(registry: Registry, composition: Composition) -> list[str]:
 def render_composition(registry: Registry, composition: Composition, out: Path) -> Path:
     """``composition`` as one LoRA folder: the sealed one where it is approximate, else a new one at ``out``.
 
-    What an approximation is depends on the machine that made it: what is served is what was sealed. Raises for the
-    bare base.
+    What an approximation is depends on the machine that made it: what is served is what was sealed. A new one is to
+    measure or to train on: it may have more rank than a server's slot. Raises for the bare base.
     """
     sealed = None if parse_render(composition.render).exact else sealed_rendering(registry, composition)
-    return adapter_folder(registry, sealed.digest) if sealed else _rendered(registry, composition, out).path
+    if sealed is not None:
+        return adapter_folder(registry, sealed.digest)
+    return render(_folders(registry, composition), out, how=composition.render, for_server=False).path
 
 
 def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | None:
@@ -236,11 +301,8 @@ def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | 
     return found[-1] if found else None
 
 
-def _rendered(
-    registry: Registry, composition: Composition, out: Path, max_rank: int | None = None
-) -> Rendered:
-    parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
-    return render(parts, out, how=composition.render, max_rank=max_rank)
+def _folders(registry: Registry, composition: Composition) -> list[FolderPart]:
+    return [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
 
 
 def _sealed(
@@ -350,7 +412,7 @@ def _measured(
         label=f"{release.channel}@{release.version}",
         progress=progress,
         rows=rows,
-        parts=[FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts],
+        parts=_folders(registry, composition),
         held=held_to(registry, asked.channel, composition.quantization, recipe.gates, composition),
     )
     audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
@@ -378,7 +440,8 @@ def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Releas
     if (kept := _kept(asked)) is not None:
         return _put(asked, kept.digest), adapter_folder(registry, kept.digest)
     if composition.parts:
-        made = _rendered(registry, composition, scratch / "rendered", asked.max_rank)
+        parts, how = _folders(registry, composition), composition.render
+        made = render(parts, scratch / "rendered", how=how, max_rank=asked.max_rank)
         folder = made.path
         if composition.render != "live":
             rendered = _sealed(registry, composition, made, asked.active, asked.actor)

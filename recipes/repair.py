@@ -27,6 +27,7 @@ from ..registry import (
     get_release,
     history,
     list_audits,
+    parse_render,
     seal_adapter,
 )
 from ..registry.canon import parse
@@ -106,18 +107,22 @@ def repair(
     actor: str,
     progress: Progress | None = None,
     activate: bool = True,
+    render: str | None = None,
+    max_rank: int | None = None,
 ) -> Repaired:
     """Train a repair of each request that came back, and release the stack with them, audited anew.
 
     Each is trained on the stack alone, so repairs do not depend on each other. Rows of every other live request are
-    kept out of its retain rows. Raises `RequestError` when nothing came back or its rows are shredded, and what
-    training and the registry raise; adapters that were sealed by then stay, and no release is made.
+    kept out of its retain rows. ``render``: as that release by default; ``max_rank``: what the server holds. Raises
+    `RequestError` when nothing came back or its rows are shredded, and what training and the registry raise; adapters
+    that were sealed by then stay, and no release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
     progress, small = progress or Silent(), _small(recipe, rank, steps)
     plan = plan_repair(registry, channel, version)
     below = plan.release.composition
+    parse_render(how := render or below.render)
     if not plan.requests:
         raise RequestError(f"{channel}@{plan.release.version}: by its audit no request came back")
     require_base(bench, below)
@@ -152,10 +157,19 @@ def repair(
         below.base,
         below.quantization,
         [*below.parts, *(Part(adapter.digest, "1") for adapter in made)],
-        below.render,
+        how,
     )
     released = release_composition(
-        registry, channel, whole, bench, recipe, reason, actor, progress, activate=activate
+        registry,
+        channel,
+        whole,
+        bench,
+        recipe,
+        reason,
+        actor,
+        progress,
+        activate=activate,
+        max_rank=max_rank,
     )
     return Repaired(plan, tuple(made), released)
 

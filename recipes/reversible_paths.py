@@ -27,11 +27,11 @@ from ..registry import (
     list_adapters,
     parse_render,
     plan_removal,
+    plan_whole,
     plan_without,
     release_checks,
     states,
 )
-from ..registry.compactions import beneath, everything
 from ..serving.render import Rendered, render
 from .release import requests_in
 from .reversible_record import Outcome, PathFinding, differing_files, listed
@@ -73,37 +73,13 @@ def _removed(registry: Registry, release: Release, request: str) -> PathFinding:
 def _other_plan(registry: Registry, release: Release, request: str, reason: str) -> PathFinding:
     """Why one request does not leave alone, and what does: with its repairs, or with those trained on top of it."""
     path = f"remove {request}"
-    for words, wanted, repairs in _plans(registry, release.composition, request):
-        try:
-            plan = plan_removal(registry, release.channel, wanted, drop_repairs=repairs)
-        except (Conflict, InvalidInput):
-            continue
-        return _refused(path, reason, words, _composed(registry, plan, path))
-    return PathFinding(CHECK, path, "failed", f"refused: {reason} No other plan works")
-
-
-def _plans(registry: Registry, composition: Composition, request: str) -> list[tuple[str, list[str], bool]]:
-    together = _with_dependents(registry, composition, {request})
-    return [
-        (f"remove {request} with --drop-repairs", [request], True),
-        (f"remove {', '.join(together)} together", together, False),
-        (f"remove {', '.join(together)} together with --drop-repairs", together, True),
-    ]
-
-
-def _with_dependents(registry: Registry, composition: Composition, removing: set[str]) -> list[str]:
-    """These requests, those that share an adapter with them, and those whose adapters were trained on top."""
-    held = [get_adapter(registry, part.adapter) for part in composition.parts]
-    while True:
-        wanted = set(removing)
-        going = {one.digest for one in held if set(one.requests) & removing}
-        with registry.read() as db:
-            gone = everything(db, going)
-            leaving = [one for one in held if one.digest in going or beneath(db, one.digest) & gone]
-        wanted |= {name for one in leaving for name in one.requests}
-        if wanted == removing:
-            return sorted(removing)
-        removing = wanted
+    try:
+        whole = plan_whole(registry, release.composition, [request])
+    except (Conflict, InvalidInput):
+        return PathFinding(CHECK, path, "failed", f"refused: {reason} No other plan works")
+    words = f"remove {', '.join(whole.requests)}"
+    words += " together" * (len(whole.requests) > 1) + " with --drop-repairs" * whole.drop_repairs
+    return _refused(path, reason, words, _composed(registry, whole.removal.composition, path))
 
 
 def _back(registry: Registry, release: Release) -> PathFinding:
@@ -211,4 +187,4 @@ def _within(made: Rendered, sealed: Adapter, said: str) -> tuple[Outcome, str]:
 
 def _render(registry: Registry, composition: Composition, out: Path, *, turned: bool = False) -> Rendered:
     parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
-    return render(parts[::-1] if turned else parts, out, how=composition.render)
+    return render(parts[::-1] if turned else parts, out, how=composition.render, for_server=False)

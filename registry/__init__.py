@@ -22,7 +22,7 @@ from .canon import JSON, Digest, canonical, digest_bytes, digest_json, timestamp
 from .channel_rules import get_channel, rule_channel
 from .claims import close_request, evidence_of, record_evidence, supported_claim
 from .collect import collect, plan_collection
-from .compositions import compose, without
+from .compositions import compose, rendered_as, without
 from .deadlines import effective, overdue
 from .errors import BrokenRegistry, Conflict, GateFailed, InvalidInput, NotFound, RegistryError
 from .gates import channel_gates, gate_channel
@@ -39,6 +39,7 @@ from .releases import (
     history,
     plan_compaction,
     plan_removal,
+    plan_whole,
     plan_without,
     withdraw_release,
 )
@@ -139,6 +140,7 @@ __all__ = [
     "plan_compaction",
     "plan_removal",
     "plan_shredding",
+    "plan_whole",
     "plan_without",
     "purge_adapter",
     "read_payload",
@@ -146,6 +148,7 @@ __all__ = [
     "record_audit",
     "record_evidence",
     "reject_adapter",
+    "rendered_as",
     "requests_of_subject",
     "retire_adapter",
     "row_key",

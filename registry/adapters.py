@@ -208,19 +208,22 @@ def _check_sealable(db: Tables, digest: str, manifest: Mapping[str, JSON]) -> bo
         if manifest["kind"] == "trained" and state not in (*_RETRAINABLE, "TRAINED", "RELEASED"):
             raise Conflict(f"a request that may be trained for, {request_id}", state, "Open a new request.")
     if manifest["trained_on"] is not None:
-        _check_below(db, cast(str, manifest["trained_on"]), cast(str, manifest["base"]))
+        on = (cast(str, manifest["base"]), cast(str, manifest["quantization"]))
+        _check_below(db, cast(str, manifest["trained_on"]), on)
     compactions.check(db, manifest)
     return True
 
 
-def _check_below(db: Tables, trained_on: str, base: str) -> None:
+def _check_below(db: Tables, trained_on: str, on: tuple[str, str]) -> None:
+    """What it was trained on top of is on its own base, at its own quantization."""
     below = db.get("composition", trained_on)
     if below is None:
         then = "Create a release of it first, or train on the bare base."
         raise NotFound(f"composition {trained_on} in a release", "an unknown digest", then)
-    if below["base"] != base:
-        came = f"one on {below['base']}"
-        raise InvalidInput(f"trained_on as a composition on base {base}", came, "Train it on this base.")
+    if (below["base"], below["quantization"]) != on:
+        expected = f"trained_on as a composition on base {on[0]} at {on[1]}"
+        came = f"{trained_on} on base {below['base']} at {below['quantization']}"
+        raise InvalidInput(expected, came, "Train it on the base and quantization of what it stands on.")
 
 
 def _mark_trained(tx: Writer, digest: str, manifest: Mapping[str, JSON]) -> None:

@@ -7,7 +7,7 @@ weight it went in with. The originals stay: a request leaves a compaction by goi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from decimal import Decimal
 from typing import Any, cast
 
@@ -71,24 +71,28 @@ def beneath(db: Tables, digest: str) -> set[str]:
     return everything(db, below) - within
 
 
-def left_of(db: Tables, part: Part, removing: set[str]) -> list[Part]:
-    """What stays of one part when these requests leave: itself, nothing, or the originals of the others.
+def left_of(db: Tables, part: Part, removing: Set[str], dropping: Set[str] = frozenset()) -> list[Part]:
+    """What stays of one part when these requests, and the adapters `dropping`, leave: itself, nothing, or what it was
+    made from less them.
 
     Raises InvalidInput for an adapter that forgets others too and was not made from any.
     """
+    if part.adapter in dropping:
+        return []
     manifest = manifest_of(db, part.adapter)
     held = set(manifest["requests"])
-    if not held & removing:
+    leaving, made_from = held & removing, originals(manifest)
+    if not leaving and not (made_from and dropping and everything(db, [part.adapter]) & dropping):
         return [part]
-    if held <= removing:
+    if leaving and held <= removing:
         return []
-    if not (made_from := originals(manifest)):
+    if not made_from:
         came = f"adapter {part.adapter}, which also forgets {', '.join(sorted(held - removing))}"
         raise InvalidInput("every request of the adapters that go", came, "Name those requests too.")
     return [
         kept
         for one in made_from
-        for kept in left_of(db, Part(one.adapter, _times(part.weight, one.weight)), removing)
+        for kept in left_of(db, Part(one.adapter, _times(part.weight, one.weight)), removing, dropping)
     ]
 
 
@@ -115,7 +119,9 @@ def check(db: Tables, manifest: Mapping[str, Any]) -> None:
             came = f"{adapter}, {'unknown' if row is None else row['kind'] + ' and ' + row['state']}"
             raise InvalidInput("originals that are sealed and in use", came, "Leave it out.")
         if (row["base"], row["quantization"]) != (manifest["base"], manifest["quantization"]):
-            raise InvalidInput("originals on one base", f"{adapter} on another", "Leave it out.")
+            expected = f"originals on base {manifest['base']} at {manifest['quantization']}"
+            came = f"{adapter} on base {row['base']} at {row['quantization']}"
+            raise InvalidInput(expected, came, "Leave it out: compact adapters of one base at a time.")
         if not isinstance(weight, str) or weight != canon.weight(weight) or weight == "0":
             raise InvalidInput(
                 "the weight of an original as canonical decimal text", "another", "Correct it."

@@ -51,6 +51,13 @@ def without(composition: Composition, adapters: Iterable[str]) -> Composition:
     return compose(composition.base, composition.quantization, kept, composition.render)
 
 
+def rendered_as(composition: Composition, render: str | None) -> Composition:
+    """The same adapters with another render; the very composition for None. Raises InvalidInput."""
+    if render is None:
+        return composition
+    return compose(composition.base, composition.quantization, composition.parts, render)
+
+
 def of_record(record: Mapping[str, Any]) -> Composition:
     """The composition in a stored `Composition.record()`."""
     parts = [(part["adapter"], part["weight"]) for part in record["parts"]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from . import adapters, audits, compactions, gates, release_rows, requests, states, support
+from collections.abc import Sequence, Set
+
+from . import adapters, audits, compactions, gates, release_rows, removals, requests, states, support
 from .errors import Conflict, GateFailed, InvalidInput
 from .renders import parse_render
 from .tables import Tables
-from .types import Audit, Composition, Release
+from .types import Adapter, Audit, Composition, Release
 
 STACKABLE = ("trained", "consolidated")
 IN_USE = ("SEALED", "QUALIFIED")
@@ -121,24 +123,54 @@ def turn(db: Tables, release: Release, previous: Release | None, state: str) -> 
     _check_not_ended(db, release.composition)
 
 
-def trained_on(db: Tables, left: Composition, gone: set[str]) -> None:
+def trained_on(
+    db: Tables,
+    channel: str,
+    before: Composition,
+    removing: Set[str],
+    found: removals.Removal,
+    render: str | None = None,
+) -> None:
     """No adapter that stays was trained on top of one that is gone, unless what is left has passed an audit.
 
     An adapter knows only the policy it was trained on: without what lay below it, nothing but an audit says what it
-    still suppresses.
+    still suppresses. The refusal names, as one command, the least removal of `before` that is not refused; `render` is
+    what the caller asked for besides.
     """
-    for adapter in adapters.load_many(db, left.adapters):
-        missing = compactions.beneath(db, adapter.digest) & gone
-        if missing and not audits.passed(db, left):
-            forgets = ", ".join(adapter.requests) or "nothing of its own"
-            way = f"Remove {forgets} too, or train it again without the one that goes"
-            if compactions.is_repair(compactions.manifest_of(db, adapter.digest)):
-                way = "Take the repair or balance off with it (--drop-repairs)"
-            raise Conflict(
-                f"no adapter that stays to be trained on {min(missing)}",
-                f"{adapter.digest}, which is (it forgets {forgets})",
-                f"{way}, or audit what would be left: efface audit run --release CHANNEL --without REQUEST.",
-            )
+    left, gone = found.composition, set(found.gone)
+    stand = [
+        f"{one.digest} ({_forgets(one)}) on {min(below)}"
+        for one in adapters.load_many(db, left.adapters)
+        if (below := compactions.beneath(db, one.digest) & gone)
+    ]
+    if not stand or audits.passed(db, left):
+        return
+    whole = removals.whole_removal(db, before, removing)
+    too = sorted(set(whole.requests) - removing)
+    ways = [f"remove {', '.join(too)} too"] if too else []
+    ways += ["take off the repairs or balances that stand on what goes"] * whole.drop_repairs
+    rollback = _command(f"rollback {channel}", "--remove", whole.requests, whole.drop_repairs, render)
+    audit = _command(f"run --release {channel}", "--without", sorted(removing), bool(found.repairs), render)
+    raise Conflict(
+        "no adapter that stays to be trained on one that goes",
+        _listed(stand),
+        f"Either {' and '.join(ways)}: efface release {rollback} --reason TEXT; or audit what would be left, "
+        f"which stays if that passes: efface audit {audit}.",
+    )
+
+
+def _command(verb: str, flag: str, going: Sequence[str], drop_repairs: bool, render: str | None) -> str:
+    words = [verb, *(f"{flag} {one}" for one in going), *["--drop-repairs"] * drop_repairs]
+    return " ".join([*words, *([f"--render {render}"] if render else [])])
+
+
+def _forgets(adapter: Adapter) -> str:
+    return f"forgets {_listed(adapter.requests)}" if adapter.requests else "forgets nothing of its own"
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def _check_once(db: Tables, composition: Composition) -> None:

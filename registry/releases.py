@@ -176,19 +176,25 @@ def diff_releases(reg: Registry, channel: str, old: int, new: int) -> ReleaseDif
 
 
 def plan_removal(
-    reg: Registry, channel: str, request_ids: Iterable[str], *, drop_repairs: bool = False
+    reg: Registry,
+    channel: str,
+    request_ids: Iterable[str],
+    *,
+    drop_repairs: bool = False,
+    render: str | None = None,
 ) -> Composition:
     """The active composition less the adapters of these requests: what a rollback would release.
 
     A compaction of theirs and of others is replaced by the originals of the others. `drop_repairs` also takes off
-    repairs that were trained on what goes. Raises InvalidInput for a request that is not in it (naming those that
-    are) or that shares an adapter with one not named, Conflict when an adapter that stays was trained on top of one
-    that goes.
+    repairs that were trained on what goes. `render`: that of the active release by default. Raises InvalidInput for a
+    request that is not in it (naming those that are) or that shares an adapter with one not named, Conflict when an
+    adapter that stays was trained on top of one that goes: its text has the command of the least removal that works.
     """
+    removing = set(request_ids)
     with reg.read() as db:
-        active = release_rows.need_active(db, channel).composition
-        found = removals.removal(db, active, set(request_ids), drop_repairs=drop_repairs)
-        release_checks.trained_on(db, found.composition, set(found.gone))
+        active = compositions.rendered_as(release_rows.need_active(db, channel).composition, render)
+        found = removals.removal(db, active, removing, drop_repairs=drop_repairs)
+        release_checks.trained_on(db, channel, active, removing, found, render)
     return found.composition
 
 
@@ -198,6 +204,15 @@ def plan_without(
     """What `composition` is without these requests, whether or not it may be released yet. Raises InvalidInput."""
     with reg.read() as db:
         return removals.removal(db, composition, set(request_ids), drop_repairs=drop_repairs)
+
+
+def plan_whole(reg: Registry, composition: Composition, request_ids: Iterable[str]) -> removals.WholeRemoval:
+    """The least removal of these requests after which nothing that stays was trained on what is gone.
+
+    Raises InvalidInput for a request that is not in `composition`.
+    """
+    with reg.read() as db:
+        return removals.whole_removal(db, composition, set(request_ids))
 
 
 def plan_compaction(reg: Registry, channel: str, ref: str) -> Composition:

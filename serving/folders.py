@@ -105,9 +105,11 @@ def check(folder: Path, *, files: Mapping[str, str] | None, base: str, limits: L
     _require_base(data[peft_folder.CONFIG], base)
     rank = max(pair.rank for pair in pairs.values())
     if least_slot(rank, limits.max_rank) is None:
+        most = min(limits.max_rank, VLLM_RANKS[-1])
         raise BadAdapter(
-            f"expected a rank of at most {limits.max_rank}, which the server takes, got {rank}; render the release as "
-            f"svd:{limits.max_rank}, or start the server with a larger --max-lora-rank (vLLM: {_LISTED})"
+            f"expected a rank of at most {most}, which the server takes, got {rank}; release it smaller (efface "
+            f"release render {folder.parent.name} svd:{most}), or start the server with a larger --max-lora-rank "
+            f"(vLLM: {_LISTED})"
         )
     return rank
 

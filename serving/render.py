@@ -27,7 +27,8 @@ class RenderError(AdapterError):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A LoRA folder ready to load; ``slot_rank`` is the least ``--max-lora-rank`` of vLLM that holds it.
+    """A LoRA folder ready to load; ``slot_rank`` is the least ``--max-lora-rank`` of vLLM that holds it (None for what
+    was not rendered for a server).
 
     ``error`` is its relative Frobenius error against the exact stack; None when it is that stack.
     """
@@ -35,17 +36,25 @@ class Rendered:
     path: Path
     name: str
     rank: int
-    slot_rank: int
+    slot_rank: int | None
     digest: str
     files: Mapping[str, str]
     error: float | None = None
 
 
-def render(parts: Sequence[Part], out: Path, *, how: str = "cat", max_rank: int | None = None) -> Rendered:
+def render(
+    parts: Sequence[Part],
+    out: Path,
+    *,
+    how: str = "cat",
+    max_rank: int | None = None,
+    for_server: bool = True,
+) -> Rendered:
     """Compose ``parts`` into the new folder ``out``, read it back, check it, and only then make it visible.
 
     ``out.name`` is the adapter's name at the server. ``how``: see `efface.registry.renders` (`live` is written as
-    `cat`, to the same logits). ``max_rank`` is the server's ``--max-lora-rank`` (vLLM's largest by default).
+    `cat`, to the same logits). ``max_rank`` is the server's ``--max-lora-rank`` (vLLM's largest by default). What no
+    server loads has no slot to fit: a `live` one, and what is only measured or trained on (not ``for_server``).
     Raises what `compose` raises, and `RenderError`; then nothing is left on disk.
     """
     require_safe_name(out.name)
@@ -57,7 +66,7 @@ def render(parts: Sequence[Part], out: Path, *, how: str = "cat", max_rank: int 
     else:
         kept, error = approximated(stack, asked)
         rank = max(a.shape[0] for a, _ in kept.values())
-    slot = slot_rank(rank, max_rank=max_rank)
+    slot = slot_rank(rank, max_rank=max_rank) if for_server and asked.method != "live" else None
     with new_folder(out) as staging:
         files = write(stack, staging) if kept is None else write_factors(stack, kept, staging)
         _require_same(staging, files)
@@ -77,13 +86,18 @@ def approximated(stack: Stack, asked: Render) -> tuple[Factors, float]:
 
 def slot_rank(rank: int, *, max_rank: int | None = None) -> int:
     """The least of `VLLM_RANKS` that holds ``rank``; `RenderError` when none does, or above ``max_rank``."""
-    largest = VLLM_RANKS[-1] if max_rank is None else min(max_rank, VLLM_RANKS[-1])
+    most = VLLM_RANKS[-1]
+    largest = most if max_rank is None else min(max_rank, most)
     slot = least_slot(rank, largest)
     if slot is None:
         raise RenderError(
-            f"expected a rank from 1 to {largest}, got {rank}; render it as svd:{largest}, which fits (approximate, "
-            f"and audited as such), compose fewer adapters, or raise the server's --max-lora-rank (vLLM takes up to "
-            f"{VLLM_RANKS[-1]})"
+            f"expected a rank from 1 to {largest}, got {rank}; render it as svd:{largest}, which fits (--render "
+            f"svd:{largest}: approximate, and audited as such)"
+            + (
+                f", or raise --max-lora-rank, if the server takes more (vLLM: up to {most})"
+                if largest < most
+                else ""
+            )
         )
     return slot
 

@@ -117,7 +117,7 @@ class Source:
 
         parts = [Part(adapter_folder(self.registry, one.adapter), one.weight) for one in composition.parts]
         try:
-            made = render(parts, folder / "rendered", how="cat").path
+            made = render(parts, folder / "rendered", how="live").path
         except AdapterError as error:
             raise BadAdapter(f"a live release that cannot be rendered: {error}") from error
         for file in sorted(made.iterdir()):

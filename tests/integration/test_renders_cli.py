@@ -1,6 +1,7 @@
 """`release create --render` from end to end: what is sealed, what is audited, what a rollback restores."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,43 @@ def test_a_rollback_keeps_the_render_and_restores_the_composition(home: Path, ti
 def test_live_is_audited_and_nothing_is_rendered(home: Path, tiny_llama: Path) -> None:
     made = create(home, tiny_llama, "live", ONE, TWO, render="live")
     assert (made["state"], made["rendered"], made["verdict"]) == ("ACTIVE", None, "pass")
+
+
+def test_what_is_served_is_rendered_another_way_and_back(home: Path, tiny_llama: Path) -> None:
+    first = create(home, tiny_llama, "again", ONE, TWO)
+    words = ("release", "render", "again")
+    small = checked(home / "registry", *words, "svd:1", "--reason", "small slots", *using(home, tiny_llama))
+    assert (small["state"], small["version"], small["composition"]["render"]) == ("ACTIVE", 2, "svd:1")
+    assert small["composition"]["parts"] == first["composition"]["parts"]
+    assert small["audit"] != first["audit"]
+    left = checked(home / "registry", *words, "cat", "--no-activate", *using(home, tiny_llama))
+    assert (left["state"], left["composition"]["digest"]) == ("CANDIDATE", first["composition"]["digest"])
+    shown = checked(home / "registry", "release", "show", "again")
+    assert shown["reason"] == "small slots"
+    for wrong, said in (("svd:1", "got svd:1, as it is"), ("svd:0", "expected render to be one of")):
+        ran = efface(*words, wrong, *using(home, tiny_llama), "--registry", home / "registry")
+        assert (ran.code, said in " ".join(ran.err.split())) == (2, True)
+
+
+def test_a_refused_rollback_names_options_that_it_has(home: Path, tiny_llama: Path) -> None:
+    """The render that it offers, pasted behind the command that was refused."""
+    both = create(home, tiny_llama, "slots", ONE, TWO)
+    words = ("release", "rollback", "slots", "--reason", "due", *using(home, tiny_llama))
+    where = ("--registry", home / "registry")
+    refused = efface(*words, "--remove", ONE, "--max-lora-rank", 1, *where)
+    assert (refused.code, refused.out) == (2, "")
+    offered = re.search(r"--render (svd:[0-9]+)", refused.err)
+    assert offered is not None
+    done = checked(home / "registry", *words, "--remove", ONE, "--max-lora-rank", 1, "--render", offered[1])
+    assert (done["state"], done["composition"]["render"]) == ("ACTIVE", "svd:1")
+    back = checked(home / "registry", *words, "--to", 1, "--render", "svd:2")
+    assert back["composition"]["parts"] == both["composition"]["parts"]
+    assert back["composition"]["render"] == "svd:2"
+    look = ("audit", "run", "--release", "slots", "--render", "svd:1", *using(home, tiny_llama))
+    seen = checked(home / "registry", *look, "--without", ONE)
+    assert seen["report"]["digests"]["composition"] == done["composition"]["digest"]
+    alone = efface(*look, *where)
+    assert (alone.code, "--render needs --without" in " ".join(alone.err.split())) == (2, True)
 
 
 @pytest.mark.parametrize("render", ["ties:0.5:2", "dare:0.5:2", "knots:0.5:2"])

@@ -32,6 +32,7 @@ WITH_A_MODEL = {
     "release rollback",
     "adapter compact",
     "release compact",
+    "release render",
     "release repair",
     "release balance",
     "release pull",

@@ -176,7 +176,15 @@ def test_its_requests_are_those_of_its_originals(reg: Registry, four: Pairs, tmp
 def test_originals_are_of_its_base_and_in_use(reg: Registry, four: Pairs, tmp_path: Path) -> None:
     (one, first), (_, second), *_ = four
     elsewhere = seal(reg, lora(tmp_path / "else", 71), [one], quantization="int8")
-    rejected(reg, InvalidInput, lambda: compaction(reg, tmp_path, [second, elsewhere], 72), "one base")
+    error = rejected(
+        reg, InvalidInput, lambda: compaction(reg, tmp_path, [second, elsewhere], 72), "one base"
+    )
+    for digest in (BASE, elsewhere.base, elsewhere.digest):
+        assert digest in str(error)
+    int8 = seal(reg, lora(tmp_path / "int8", 73), list(second.requests), quantization="int8")
+    error = rejected(reg, InvalidInput, lambda: compaction(reg, tmp_path, [second, int8], 74), "one base")
+    assert f"{BASE} at nf4" in error.expected
+    assert f"{int8.digest} on base {BASE} at int8" in error.came
     retire_adapter(reg, first.digest, reason="old", actor="ana")
     rejected(reg, InvalidInput, lambda: compaction(reg, tmp_path, [first, second], 73), "RETIRED")
 
@@ -301,3 +309,26 @@ def test_a_repair_comes_back_out_of_a_compaction_unless_it_is_dropped(
     assert plan_removal(reg, "prod", [three]) == stack([first, second, repair])
     rejected(reg, Conflict, lambda: plan_removal(reg, "prod", [two]), repair.digest)
     assert plan_removal(reg, "prod", [two], drop_repairs=True) == stack([first, third])
+
+
+def test_dropped_repairs_leave_a_compaction_too(reg: Registry, four: Pairs, tmp_path: Path) -> None:
+    """What they stood on was outside of it; the others of the compaction come back."""
+    (one, first), (two, second), (_, third), _ = four
+    release(reg, stack([first, second]))
+    repair = on_top(reg, tmp_path, [first, second], request=one, repair=True)
+    made = compaction(reg, tmp_path, [first, third, repair])
+    release(reg, stack([second, made]))
+    error = rejected(reg, Conflict, lambda: plan_removal(reg, "prod", [two]), made.digest)
+    assert f"efface release rollback prod --remove {two} --drop-repairs --reason" in error.then
+    assert plan_removal(reg, "prod", [two], drop_repairs=True) == stack([first, third])
+    found = plan_without(reg, stack([second, made]), [two], drop_repairs=True)
+    assert (set(found.restored), found.repairs) == ({first.digest, third.digest}, (repair.digest,))
+
+
+def test_requests_that_share_adapters_are_named_at_once(reg: Registry, tmp_path: Path) -> None:
+    one, two, three = ask(reg), ask(reg), ask(reg)
+    chain = [seal(reg, lora(tmp_path / f"{i}", i), some) for i, some in enumerate(([one, two], [two, three]))]
+    release(reg, stack(chain))
+    error = rejected(reg, InvalidInput, lambda: plan_removal(reg, "prod", [one]))
+    assert error.came.endswith(f"also forgets {two}, {three}")
+    assert plan_removal(reg, "prod", [one, two, three]) == stack([])

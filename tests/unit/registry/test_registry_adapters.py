@@ -150,6 +150,23 @@ def test_a_retrained_adapter_does_not_unrelease_its_request(reg: Registry, tmp_p
     assert second.trained_on == composition.digest
 
 
+@pytest.mark.parametrize(
+    "on", [{"quantization": "int8"}, {"base": "sha256:" + "c" * 64}], ids=["quantization", "base"]
+)
+def test_it_stands_on_what_is_on_its_own_base_at_its_own_quantization(
+    reg: Registry, tmp_path: Path, on: dict[str, str]
+) -> None:
+    request_id, first = answered(reg, tmp_path, 1)
+    below = release(reg, stack([first])).composition
+    folder, before = lora(tmp_path / "on-top", 2), contents(reg.root)
+    with pytest.raises(InvalidInput) as refused:
+        seal(reg, folder, [request_id], trained_on=below.digest, **on)
+    mine = {"base": BASE, "quantization": "nf4", **on}
+    assert f"on base {mine['base']} at {mine['quantization']}" in refused.value.expected
+    assert f"{below.digest} on base {BASE} at nf4" in refused.value.came
+    assert contents(reg.root) == before
+
+
 def test_abbreviated_digests(reg: Registry, tmp_path: Path) -> None:
     _, adapter = answered(reg, tmp_path, 1)
     name = adapter.digest.removeprefix("sha256:")

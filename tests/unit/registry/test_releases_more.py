@@ -29,6 +29,7 @@ from efface.registry import (
     log,
     plan_removal,
     rebuild,
+    rendered_as,
     step_request,
     verify,
     withdraw_release,
@@ -261,9 +262,44 @@ def test_what_others_were_trained_on_is_not_removed(reg: Registry, tmp_path: Pat
     error = rejected(reg, Conflict, lambda: plan_removal(reg, "prod", [tower.two]))
     assert tower.third.digest in error.came
     assert tower.three in error.then
+    everything = " ".join(f"--remove {one}" for one in (tower.one, tower.two, tower.three))
+    for gone in ([tower.one], [tower.one, tower.two], [tower.one, tower.three]):
+        error = rejected(reg, Conflict, lambda gone=gone: plan_removal(reg, "prod", gone))
+        assert f"efface release rollback prod {everything} --reason" in error.then
+        less = " ".join(f"--without {one}" for one in gone)
+        assert f"efface audit run --release prod {less}." in error.then
     assert plan_removal(reg, "prod", [tower.three]) == stack([tower.first, tower.second])
     assert plan_removal(reg, "prod", [tower.two, tower.three]) == stack([tower.first])
     assert plan_removal(reg, "prod", [tower.one, tower.two, tower.three]) == EMPTY
+
+
+def test_the_plan_of_a_refusal_ends_where_what_is_left_has_passed(reg: Registry, tmp_path: Path) -> None:
+    """The repair of two stands on all: without it, two and three were audited."""
+    tower = Stack(reg, tmp_path)
+    whole = stack([tower.first, tower.second, tower.third])
+    facts = {"repairs": [tower.two]}
+    repair = seal(reg, lora(tmp_path / "repair", 7), [tower.two], trained_on=whole.digest, facts=facts)
+    release(reg, stack([tower.first, tower.second, tower.third, repair]))
+    everything = " ".join(f"--remove {one}" for one in (tower.one, tower.two, tower.three))
+    for drop in (False, True):
+        call = lambda drop=drop: plan_removal(reg, "prod", [tower.one], drop_repairs=drop)  # noqa: E731
+        assert f"rollback prod {everything} --reason" in rejected(reg, Conflict, call).then
+    audited(reg, left := stack([tower.second, tower.third]))
+    error = rejected(reg, Conflict, lambda: plan_removal(reg, "prod", [tower.one]))
+    assert f"rollback prod --remove {tower.one} --drop-repairs --reason" in error.then
+    assert plan_removal(reg, "prod", [tower.one], drop_repairs=True) == left
+
+
+def test_a_plan_is_for_the_render_that_was_asked_for(reg: Registry, tmp_path: Path) -> None:
+    """Each render is another composition: an audit of one says nothing of another."""
+    tower = Stack(reg, tmp_path)
+    left = rendered_as(stack([tower.second, tower.third]), "svd:2")
+    call = lambda: plan_removal(reg, "prod", [tower.one], render="svd:2")  # noqa: E731
+    error = rejected(reg, Conflict, call, "--render svd:2 --reason")
+    assert f"audit run --release prod --without {tower.one} --render svd:2." in error.then
+    audited(reg, left)
+    assert call() == left
+    rejected(reg, Conflict, lambda: plan_removal(reg, "prod", [tower.one]))
 
 
 @pytest.mark.parametrize(

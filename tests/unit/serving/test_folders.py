@@ -84,9 +84,10 @@ def test_a_spoiled_folder_does_not(folder: Path, what: str) -> None:
 
 
 def test_a_rank_above_the_servers_does_not(tmp_path: Path) -> None:
-    folder = plain(9).write(tmp_path / "lora")
-    with pytest.raises(BadAdapter, match="expected a rank of at most 8"):
+    folder = plain(9).write(tmp_path / "prod" / "prod@7")
+    with pytest.raises(BadAdapter, match="expected a rank of at most 8") as refused:
         check(folder, files=None, base=BASE, limits=Limits(8))
+    assert "efface release render prod svd:8)" in str(refused.value)
     assert check(folder, files=None, base=BASE, limits=Limits(16)) == 9
 
 

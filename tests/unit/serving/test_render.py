@@ -54,6 +54,19 @@ def test_no_slot_holds_more_than_512(parts: list[Part], tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
+def test_what_no_server_loads_has_no_slot_to_fit(parts: list[Part], tmp_path: Path) -> None:
+    big = [*parts, Part(plain(rank=510, seed=7).write(tmp_path / "in" / "r510"))]
+    live = render(big, tmp_path / "live", how="live")
+    measured = render(big, tmp_path / "measured", for_server=False)
+    assert (live.rank, live.slot_rank, measured.rank, measured.slot_rank) == (520, None, 520, None)
+    assert live.digest == measured.digest
+    said = "render it as svd:512, which fits \\(--render svd:512: approximate, and audited as such\\)$"
+    with pytest.raises(RenderError, match=said):
+        render(big, tmp_path / "cat")
+    with pytest.raises(RenderError, match=r"--render svd:8: .*, or raise --max-lora-rank"):
+        render(parts, tmp_path / "small", max_rank=8)
+
+
 @pytest.mark.parametrize("name", ["a b", "a:b", "é", "...", "x" * 129, "a\n", "..", "a\\b"])
 def test_unsafe_names_are_refused(parts: list[Part], tmp_path: Path, name: str) -> None:
     with pytest.raises(RenderError, match="expected a folder name"):
