@@ -206,7 +206,7 @@ def test_an_adapter_under_another_is_removed_after_an_audit_of_what_is_left(
     removal = ("release", "rollback", "prod", "--remove", ONE, "--reason", "licence agreed")
     refused = at.work(*removal)
     assert refused.code == 2
-    assert "efface audit run --release CHANNEL --without REQUEST" in refused.err
+    assert f"efface audit run --release prod --without {ONE}." in refused.err
     audited = at.work("audit", "run", "--release", "prod", "--without", ONE)
     assert (audited.code, audited.json["report"]["title"]) == (0, f"Audit of prod@2 without {ONE}")
     assert at.work("audit", "run", "--release", "prod", "--without", ONE, "--without", TWO).code == 2

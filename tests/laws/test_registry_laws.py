@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import safetensors
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from registry_kit import (
     BASE,
@@ -205,18 +205,30 @@ characters = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", 
 phrases = st.text(characters, min_size=8, max_size=40).filter(lambda text: len(set(text.strip())) > 6)
 
 
-@settings(max_examples=15, deadline=None)
-@given(phrases, phrases)
-def test_forgotten_text_and_its_subject_are_in_no_byte(subject: str, rows: str) -> None:
-    payload = rows.encode()
+def written(subject: str, rows: str) -> bytes:
+    """Every byte that a registry with one sealed request about ``subject`` leaves on disk."""
     values = {"basis": "gdpr17", "n_items": 1, "subject_ref": subject, "actor": "a"}
     with tempfile.TemporaryDirectory() as folder, Registry.open(f"{folder}/registry", create=True) as reg:
-        request = open_request(reg, payload=payload, **values)
+        request = open_request(reg, payload=rows.encode(), **values)
         seal(reg, lora(Path(folder) / "lora"), [accept(reg, request.id)])
-        stored = b"\n".join(data for _, data in contents(reg.root).values())
-    for secret in (payload, subject.encode(), subject.strip().encode()):
-        forms = [secret, *(secret.decode().encode(code) for code in ("utf-16-le", "utf-16-be"))]
-        bare = hashlib.sha256(secret)
+        return b"\n".join(data for _, data in contents(reg.root).values())
+
+
+@pytest.fixture(scope="module")
+def own_words() -> bytes:
+    """What a registry holds whoever asks: Hypothesis also draws words of the code under test, such as "objective"."""
+    return written("\N{SNOWMAN}" * 8, "\N{UMBRELLA}" * 8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(phrases, phrases)
+def test_forgotten_text_and_its_subject_are_in_no_byte(own_words: bytes, subject: str, rows: str) -> None:
+    secrets = (rows, subject, subject.strip())
+    assume(not any(secret.encode() in own_words for secret in secrets))
+    stored = written(subject, rows)
+    for secret in secrets:
+        forms = [secret.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be")]
+        bare = hashlib.sha256(secret.encode())
         assert not any(form in stored for form in (*forms, bare.digest(), bare.hexdigest().encode()))
 
 
