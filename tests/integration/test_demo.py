@@ -22,7 +22,7 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
         "--format",
         "json",
     ]
-    done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([*command, "--model", str(smollm)], capture_output=True, text=True, timeout=3600)
     assert done.stdout, done.stderr[-4000:]
     story = json.loads(done.stdout)
     conforms("demo", story)
@@ -57,7 +57,7 @@ def test_demo_tells_its_story(smollm: Path, tmp_path: Path) -> None:
     ]
     registry = str(Path(story["report"]).parent / "registry")
     asked = [*command[:3], "audit", "reversible", "demo", "--model", str(smollm), "--registry", registry]
-    proved = subprocess.run([*asked, "--format", "json"], capture_output=True, text=True, timeout=600)
+    proved = subprocess.run([*asked, "--format", "json"], capture_output=True, text=True, timeout=1800)
     assert proved.returncode == 0, proved.stdout[-4000:] + proved.stderr[-4000:]
 
 
