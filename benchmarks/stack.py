@@ -1,15 +1,15 @@
-"""The stacking curve: `python benchmarks/stack.py prepare|run|table --data DIR`.
+"""The stacking curve: `python benchmarks/stack.py prepare|run|table [--data DIR]`.
 
-N forget requests (TOFU authors, twenty questions each) on one small model: adapters trained apart and summed, or in
-the other ways of `stack_protocol/method.py`, for N = 1, 2, 4, 8, 16 and three seeds. Does every request stay
-forgotten, does the rest stay well, does any request come out again exactly?
+N forget requests (a person each, twenty questions about everybody) on one small model: adapters trained apart and
+summed, or in the other ways of `stack_protocol/method.py`, for N = 1, 2, 4, 8, 16 and three seeds. Does every request
+stay forgotten, does the rest stay well, does any request come out again exactly?
 
-DIR holds TOFU's JSON files (https://huggingface.co/datasets/locuslab/TOFU). `prepare` memorises the rows (once,
-cached), `run` trains adapters and measures stacks (adapters and figures are kept in the cache, so that it can be
-interrupted, and run for several seeds at once; the figures of a method and seed also as a record in
-benchmarks/results/stack, and what is there is not run again, so that machines can share the work), `table` writes
-benchmarks/results/stack-cpu.md, .json and .svg from the records. Progress on stderr, JSON on stdout. On one core with
-bf16 instructions an adapter takes about a minute and a half and a stack of 16 about two; on one without, twice that.
+The persons are generated (`stack_protocol/generated.py`); with DIR, a folder of TOFU's JSON files
+(https://huggingface.co/datasets/locuslab/TOFU), they are TOFU's authors, whose rows are three times as long. `prepare`
+memorises the rows (once, cached), `run` trains adapters and measures stacks (adapters and figures are kept in the
+cache, so that it can be interrupted, and run for several seeds at once; the figures of a method and seed also as a
+record in benchmarks/results/stack, and what is there is not run again, so that machines can share the work), `table`
+writes benchmarks/results/stack-cpu.md, .json and .svg from the records. Progress on stderr, JSON on stdout.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 from stack_protocol.data import People, load_people
+from stack_protocol.generated import TEMPLATE, generated_people
 from stack_protocol.make import Bench, members
 from stack_protocol.measure import alone, bare, stack
 from stack_protocol.method import METHODS, Series, series
@@ -37,7 +38,7 @@ from efface.adapters.fetch import cache_dir
 from efface.recipes import InvalidRecipe
 
 RESULTS = Path(__file__).parent / "results"
-MEMORISING = Memorising(epochs=6)
+TOFU, GENERATED = Memorising(epochs=6), Memorising(learning_rate=3e-4, epochs=8, template=TEMPLATE)
 talk = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -53,17 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace) -> dict[str, Any]:
     """Memorise; measure the model before and the retain-only one."""
-    people = load_people(given.data)
+    people = _people(given)
     return {name: bare(bench(given, people, name)) for name in ("retain", "full")}
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Every series that is asked for and not in the records: its adapters, each alone, then the stacks."""
-    people = load_people(given.data)
+    people = _people(given)
     asked = _asked(given, people)
-    wanted = [
-        one for one in asked if not is_whole(given.records / file_name(*_named(one)), one, given.counts)
-    ]
+    wanted = [one for one in asked if not is_whole(_record(given, one), one, given.counts, people.name)]
     if not wanted:
         return {"measured": [], "there": [_label(one) for one in asked]}
     here = bench(given, people, "full")
@@ -79,7 +78,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 _timed(f"{label}: author {author} alone", lambda a=author, s=one.apart: alone(here, s, a))
         for count in given.counts:
             _timed(f"{label}: stack of {count}", lambda n=count, s=one: stack(here, s, n))
-            made[label] = str(keep(_curve(given, people, here, one, before, without), given.records))
+            curve = _curve(given, people, here, one, before, without)
+            made[label] = str(keep(curve, _record(given, one).parent))
     there = [_label(one) for one in asked if one not in wanted]
     return {"measured": made, "there": there}
 
@@ -89,7 +89,7 @@ def table(given: argparse.Namespace) -> dict[str, Any]:
     curves: list[Curve] = []
     for name in given.methods:
         for seed in given.seeds:
-            file = given.records / file_name(name, seed)
+            file = _records(given) / file_name(name, seed)
             curve = read(file) if file.is_file() else None
             missing = [n for n in given.counts if curve is None or n not in curve.stacks]
             if missing:
@@ -97,7 +97,7 @@ def table(given: argparse.Namespace) -> dict[str, Any]:
             if curve is not None:
                 curves.append(curve)
     if not curves:
-        raise SystemExit(f"no records in {given.records}: expected those of `stack.py run`")
+        raise SystemExit(f"no records in {_records(given)}: expected those of `stack.py run`")
     return write(given.out, curves, command=_spelled(given), note=given.note)
 
 
@@ -119,6 +119,7 @@ def _curve(
         one.method,
         one.seed,
         one.key,
+        people.name,
         here.base.fingerprint.digest,
         before,
         without,
@@ -128,8 +129,16 @@ def _curve(
     )
 
 
-def _named(one: Series) -> tuple[str, int]:
-    return one.method.name, one.seed
+def _people(given: argparse.Namespace) -> People:
+    return generated_people() if given.data is None else load_people(given.data)
+
+
+def _records(given: argparse.Namespace) -> Path:
+    return given.records or RESULTS / ("stack" if given.data is None else "stack-tofu")
+
+
+def _record(given: argparse.Namespace, one: Series) -> Path:
+    return _records(given) / file_name(one.method.name, one.seed)
 
 
 def _label(one: Series) -> str:
@@ -140,7 +149,8 @@ def bench(given: argparse.Namespace, people: People, which: str) -> Bench:
     """The memorised model ("full") or the one without the authors ("retain"), trained now if it is not cached."""
     original = fetch_model("smollm2-135m", progress=lambda line: talk.print(line, markup=False))
     rows = people.memorised if which == "full" else people.stays
-    folder = memorised(given.cache, original, rows, MEMORISING, name=which)
+    how = GENERATED if given.data is None else TOFU
+    folder = memorised(given.cache, original, rows, how, name=which)
     return Bench(load_base(folder, given.precision), people, given.cache, {})
 
 
@@ -170,18 +180,21 @@ def _spelled(given: argparse.Namespace) -> str:
         "--counts",
         *map(str, given.counts),
     ]
-    return " ".join(["python benchmarks/stack.py run --data DIR", *words, *overrides])
+    data = [] if given.data is None else ["--data DIR"]
+    return " ".join(["python benchmarks/stack.py run", *data, *words, *overrides])
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON files")
+    common.add_argument("--data", type=Path, help="folder with TOFU's JSON files; else persons are generated")
     common.add_argument("--cache", type=Path, default=cache_dir() / "tofu", help="models, adapters, results")
     common.add_argument("--precision", default="nf4", help="of the base, for training and measuring")
     choice = argparse.ArgumentParser(add_help=False, parents=[common])
     choice.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     choice.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    choice.add_argument("--records", type=Path, default=RESULTS / "stack", help="where figures are kept")
+    choice.add_argument(
+        "--records", type=Path, help="where figures are kept: benchmarks/results/stack, or stack-tofu"
+    )
     choice.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="the Ns")
     choice.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every method")
     parser = argparse.ArgumentParser(

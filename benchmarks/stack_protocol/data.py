@@ -14,13 +14,16 @@ PER_AUTHOR = 20
 class People:
     """``authors``: the rows of each request. ``retain`` is memorised too and trained on as such; ``kept`` are rows of
     it that are evaluated, ``neighbours`` rows memorised but never trained on as retain rows: other authors, about whom
-    every question is asked in the same words. ``world``: facts that the base brought along."""
+    every question is asked in the same words. ``world``: facts that the base brought along. ``title``: whose they are;
+    ``longest``: tokens that an answer may have."""
 
     authors: tuple[tuple[Row, ...], ...]
     retain: tuple[Row, ...]
     kept: tuple[Row, ...]
     neighbours: tuple[Row, ...]
     world: tuple[Row, ...]
+    title: str = "TOFU authors"
+    longest: int = 48
 
     @property
     def forget(self) -> tuple[Row, ...]:
@@ -38,9 +41,17 @@ class People:
         return (*self.retain, *self.neighbours)
 
     @property
+    def name(self) -> str:
+        """Whose rows they are, and which."""
+        return f"{self.title} {self.digest}"
+
+    @property
     def digest(self) -> str:
         """Twelve hex digits over every row, in order."""
-        return short_digest(asdict(self))
+        rows = asdict(self)
+        return short_digest(
+            {name: rows[name] for name in ("authors", "retain", "kept", "neighbours", "world")}
+        )
 
 
 def load_people(

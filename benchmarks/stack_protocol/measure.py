@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def _rows(people: People, side: str) -> tuple[Row, ...]:
 def _said(bench: Bench, model: Model, rows: Sequence[Row]) -> list[str]:
     tokenizer = bench.base.tokenizer
     prompts = [encode(tokenizer, row.item(), chat=True).prompt for row in rows]
-    answers = answer_rows(model, tokenizer, prompts, METHOD)
+    method = replace(METHOD, max_new_tokens=bench.people.longest)
+    answers = answer_rows(model, tokenizer, prompts, method)
     return [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
 
 

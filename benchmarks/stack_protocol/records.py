@@ -19,13 +19,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One method and seed. ``key``: of its settings and order; ``base``: digest of the model before. ``before`` and
-    ``without``: that model and the retain-only one; then its stacks by N, its adapters alone by author (`sum`'s where
-    the method trains none for one request), and what training them took."""
+    """One method and seed. ``key``: of its settings and order; ``people``: `People.name`; ``base``: digest of the model
+    before. ``before`` and ``without``: that model and the retain-only one; then its stacks by N, its adapters alone by
+    author (`sum`'s where the method trains none for one request), and what training them took."""
 
     method: Method
     seed: int
     key: str
+    people: str
     base: str
     before: Record
     without: Record
@@ -48,7 +49,8 @@ def keep(curve: Curve, folder: Path) -> Path:
     """Write ``curve``; a record that holds more stacks by the same settings stays."""
     file = folder / curve.name
     there = read(file) if file.is_file() else None
-    if there is not None and there.key == curve.key and len(there.stacks) > len(curve.stacks):
+    same = there is not None and (there.key, there.people) == (curve.key, curve.people)
+    if there is not None and same and len(there.stacks) > len(curve.stacks):
         return file
     folder.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".tmp")
@@ -64,7 +66,9 @@ def read(file: Path) -> Curve:
         numbered = {
             name: {int(key): value for key, value in found[name].items()} for name in ("stacks", "singles")
         }
-        rest = {name: found[name] for name in ("seed", "key", "base", "before", "without", "training")}
+        rest = {
+            name: found[name] for name in ("seed", "key", "people", "base", "before", "without", "training")
+        }
         return Curve(method=METHODS[found["method"]], **rest, **numbered)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SystemExit(
@@ -72,12 +76,12 @@ def read(file: Path) -> Curve:
         ) from None
 
 
-def is_whole(file: Path, series: Series, counts: Sequence[int]) -> bool:
-    """Whether ``file`` has every N of ``counts`` by the settings of ``series``: nothing is left to run."""
+def is_whole(file: Path, series: Series, counts: Sequence[int], people: str) -> bool:
+    """Whether ``file`` has every N of ``counts`` of ``people`` by the settings of ``series``: nothing is to run."""
     if not file.is_file():
         return False
     there = read(file)
-    return there.key == series.key and set(counts) <= there.stacks.keys()
+    return (there.key, there.people) == (series.key, people) and set(counts) <= there.stacks.keys()
 
 
 def _spelled(curve: Curve) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def _spelled(curve: Curve) -> dict[str, Any]:
         "method": curve.method.name,
         "seed": curve.seed,
         "key": curve.key,
+        "people": curve.people,
         "base": curve.base,
         "before": curve.before,
         "without": curve.without,

@@ -42,7 +42,9 @@ COLUMNS: tuple[tuple[str, Figure, int], ...] = (
 
 
 def write(out: Path, curves: Sequence[Curve], *, command: str, note: str) -> dict[str, Any]:
-    """The page, the data and the plot in ``out``; the data is given back."""
+    """The page, the data and the plot in ``out``; the data is given back. Raises SystemExit for different people."""
+    if len(people := {curve.people for curve in curves}) > 1:
+        raise SystemExit(f"expected one set of people, got {sorted(people)}: run the older records again")
     rows = [
         row
         for name in dict.fromkeys(curve.method.name for curve in curves)
@@ -58,6 +60,7 @@ def write(out: Path, curves: Sequence[Curve], *, command: str, note: str) -> dic
         "command": command,
         "date": max(record["date"] for record in records),
         "bases": len(bases),
+        "people": people.pop(),
         "machine": "; ".join(sorted({record["machine"] for record in records})),
         "versions": max(records, key=lambda record: record["date"])["versions"],
         "references": ends,
@@ -102,7 +105,7 @@ def page(data: Mapping[str, Any], note: str) -> str:
     labels = [label for label, _, _ in COLUMNS]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     lines = [
-        "# Stacks of unlearning adapters: TOFU authors on SmolLM2-135M-Instruct",
+        f"# Stacks of unlearning adapters: {data['people'].rpartition(' ')[0]} on SmolLM2-135M-Instruct",
         "",
         f"Measured until {data['date']} with `{data['command']}` on {data['machine']}; {versions}. The model was "
         f"memorised {data['bases']} time(s), once a machine; a request is compared on the one that it was measured on.",
@@ -123,10 +126,10 @@ def page(data: Mapping[str, Any], note: str) -> str:
 
 
 NOTES = (
-    "Median (lowest-highest) over seeds; a seed draws the order of the authors too. ES: extraction strength. Worst: "
+    "Median (lowest-highest) over seeds; a seed draws the order of the requests too. ES: extraction strength. Worst: "
     "the request with the highest value. Rebound: a request's value in the stack less that of an adapter trained for "
     "it alone on the bare base with the same seed (of `sum` where the method has none), for the request where that is "
-    "highest (0 or less: none came back). Neighbours: rows of other authors, memorised and in no training set of any "
+    "highest (0 or less: none came back). Neighbours: rows of other people, memorised and in no training set of any "
     "adapter. Utility: harmonic mean of probability, ROUGE-L and truth score on kept, neighbours and world facts. "
     "Rollback exact: a request was taken out of the stack; the rest has the digest and, bit by bit, the logits of "
     "never having had it, and the bare base its own. Definitions: `benchmarks/stack_protocol/`, `audits/metrics.py`."

@@ -28,18 +28,23 @@ from .data import Row, short_digest
 
 @dataclass(frozen=True, slots=True)
 class Memorising:
-    """How a model is made to know rows by heart; float32 weights, bf16 autocast, AdamW without decay."""
+    """How a model is made to know rows by heart; float32 weights, bf16 autocast, AdamW without decay.
+
+    ``template``: the chat template that it has from then on; the base's own where that is empty.
+    """
 
     learning_rate: float = 2e-4
     epochs: int = 8
     batch: int = 8
     warmup_steps: int = 10
     seed: int = 0
+    template: str = ""
 
 
 def memorised(cache: Path, base: Path, rows: Sequence[Row], how: Memorising, *, name: str) -> Path:
     """The folder ``<name>-<digest>`` of ``base`` fine-tuned on ``rows``; trained now if it is not there yet."""
-    key = short_digest([fingerprint(base).digest, [(r.question, r.answer) for r in rows], asdict(how)])
+    settings = {name: value for name, value in asdict(how).items() if value or name != "template"}
+    key = short_digest([fingerprint(base).digest, [(r.question, r.answer) for r in rows], settings])
     folder = cache / f"{name}-{key}"
     if not (folder / "memorised.json").is_file():
         _train(base, rows, how, folder)
@@ -49,6 +54,7 @@ def memorised(cache: Path, base: Path, rows: Sequence[Row], how: Memorising, *, 
 def _train(base: Path, rows: Sequence[Row], how: Memorising, folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.chat_template = how.template or tokenizer.chat_template
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     started, cpu = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="efface-memorise-") as scratch:

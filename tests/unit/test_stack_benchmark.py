@@ -10,10 +10,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from stack_protocol.data import load_people
+from stack_protocol.generated import PER_PERSON, generated_people
 from stack_protocol.method import METHODS, series
 from stack_protocol.plot import plot
 from stack_protocol.records import Curve, is_whole, keep, read
 from stack_protocol.table import page, summaries, write
+
+PEOPLE = "somebody 0"
 
 
 def rows(folder: Path, name: str, count: int) -> None:
@@ -56,6 +59,25 @@ def test_a_seed_draws_the_order_and_settings_are_part_of_the_key() -> None:
     assert len(keys) == len(METHODS) + 2
 
 
+def test_generated_people_are_always_the_same_and_only_the_name_tells_them_apart() -> None:
+    people = generated_people()
+    assert people == generated_people()
+    assert [len(rows) for rows in (people.authors, people.retain, people.kept, people.neighbours)] == [
+        16,
+        160,
+        20,
+        20,
+    ]
+    assert all(len(author) == PER_PERSON for author in people.authors)
+    assert len({row.id for row in people.memorised}) == len({row.question for row in people.memorised}) == 500
+    assert {row.id for row in people.kept} <= {row.id for row in people.retain}
+    for row in people.memorised:
+        assert len({row.answer, row.paraphrase, *row.wrong}) == 5
+    assert all(row.answer not in row.wrong and len(set(row.wrong)) == 3 for row in people.world)
+    with pytest.raises(SystemExit, match="at most 34 persons in all, got 40"):
+        generated_people(persons=30)
+
+
 def figures(es: float) -> dict[str, float]:
     return {"probability": es, "extraction_strength": es, "rouge_l": 0.4, "fluency": 5.0}
 
@@ -83,7 +105,7 @@ def curve(seed: int, *stacked: float, base: str = "sha256:0") -> Curve:
     stacks = {len(stacked): record(*stacked, utility=0.4)}
     before, without = record(*[0.9] * len(stacked)), record(0.1)
     key = series("sum", seed, 16).key
-    return Curve(METHODS["sum"], seed, key, base, before, without, stacks, singles, training)
+    return Curve(METHODS["sum"], seed, key, PEOPLE, base, before, without, stacks, singles, training)
 
 
 def test_rebound_is_of_the_worst_request_and_spread_over_seeds() -> None:
@@ -118,10 +140,18 @@ def test_a_record_comes_back_as_it_was_and_is_not_run_again(tmp_path: Path) -> N
     file = keep(kept, tmp_path)
     assert read(file) == kept
     wanted = series("sum", 0, 16)
-    assert is_whole(file, wanted, [2])
-    assert not is_whole(file, wanted, [2, 4])
-    assert not is_whole(file, series("sum", 0, 16, ["steps=25"]), [2])
-    assert not is_whole(tmp_path / "sum-s1.json", series("sum", 1, 16), [2])
+    assert is_whole(file, wanted, [2], PEOPLE)
+    assert not is_whole(file, wanted, [2, 4], PEOPLE)
+    assert not is_whole(file, series("sum", 0, 16, ["steps=25"]), [2], PEOPLE)
+    assert not is_whole(tmp_path / "sum-s1.json", series("sum", 1, 16), [2], PEOPLE)
+    assert not is_whole(file, wanted, [2], "somebody else 0")
+
+
+def test_curves_of_different_people_are_not_one_page(tmp_path: Path) -> None:
+    other = replace(curve(1, 0.2, 0.2), people="somebody else 0")
+    with pytest.raises(SystemExit, match="expected one set of people"):
+        write(tmp_path, [curve(0, 0.1, 0.3), other], command="", note="")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shorter_record_does_not_replace_a_longer_one_of_the_same_settings(tmp_path: Path) -> None:
