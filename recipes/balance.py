@@ -48,6 +48,7 @@ from .release import (
 from .repair import repairable
 from .rounds import train_adapter
 from .run import live_requests
+from .slots import require_slot
 
 RANK, STEPS = 16, 60
 """What a balance is made of unless the caller says otherwise; measured on 8 and 16 requests in docs/LOG.md."""
@@ -113,8 +114,8 @@ def balance(
     """Train the balance of a release's stack, and release the stack with it, audited anew.
 
     A balance that is there already is replaced. ``render``: as that release by default; ``max_rank``: what the server
-    holds. Raises `RequestError` when there is nothing to balance, and what training and the registry raise; then no
-    release is made.
+    holds. Raises `RequestError` when there is nothing to balance and `RenderError` when the server would not hold the
+    whole, before anything is trained, and what training and the registry raise; then no release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
@@ -123,6 +124,7 @@ def balance(
     parse_render(how := render or plan.stack.render)
     require_base(bench, plan.stack)
     require_in_force(registry, requests_in(registry, plan.stack))
+    require_slot(registry, plan.stack, rank, how, max_rank=max_rank)
     rows = _rows(live_requests(registry), plan.requests, bench, chosen, progress)
     with tempfile.TemporaryDirectory(prefix="efface-balance-") as scratch:
         below, folder = (

@@ -50,6 +50,7 @@ from .release import (
 )
 from .rounds import Stacked, train_adapter
 from .run import live_requests
+from .slots import require_slot
 
 RANK, STEPS = 4, 12
 """What a repair is made of unless the caller says otherwise: it corrects an adapter, and is not one."""
@@ -114,8 +115,9 @@ def repair(
 
     Each is trained on the stack alone, so repairs do not depend on each other. Rows of every other live request are
     kept out of its retain rows. ``render``: as that release by default; ``max_rank``: what the server holds. Raises
-    `RequestError` when nothing came back or its rows are shredded, and what training and the registry raise; adapters
-    that were sealed by then stay, and no release is made.
+    `RequestError` when nothing came back or its rows are shredded and `RenderError` when the server would not hold the
+    repaired stack, before anything is trained, and what training and the registry raise; adapters that were sealed by
+    then stay, and no release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
@@ -127,6 +129,7 @@ def repair(
         raise RequestError(f"{channel}@{plan.release.version}: by its audit no request came back")
     require_base(bench, below)
     require_in_force(registry, requests_in(registry, below))
+    require_slot(registry, below, rank * len(plan.requests), how, max_rank=max_rank)
     if gone := audit_rows(registry, plan.requests).shredded:
         raise RequestError(
             f"the rows of {', '.join(gone)} are shredded: nothing is left to train a repair with. Open it anew"

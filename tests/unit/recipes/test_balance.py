@@ -26,6 +26,7 @@ from efface.registry import (
     shred_request,
     verify,
 )
+from efface.serving.render import RenderError
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,16 @@ def test_a_balance_that_cannot_be_is_refused(
     before = contents(reg.root)
     with pytest.raises(RequestError, match="rank"):
         balance(reg, "prod", bench, gentle(), **asked)
+    assert contents(reg.root) == before
+
+
+def test_a_balance_that_no_slot_would_hold_is_refused_before_training(
+    reg: Registry, bench: Bench, three: list[tuple[str, Adapter]]
+) -> None:
+    add_requests(reg, "prod", names(three), bench, recipe(), **WHY)
+    before = contents(reg.root)
+    with pytest.raises(RenderError, match="rank from 1 to 8, got 9"):
+        balance(reg, "prod", bench, gentle(), rank=3, steps=1, max_rank=8, **WHY)
     assert contents(reg.root) == before
 
 

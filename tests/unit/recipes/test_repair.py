@@ -32,6 +32,7 @@ from efface.registry import (
     step_request,
     verify,
 )
+from efface.serving.render import RenderError
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,18 @@ def test_settings_that_cannot_be_meant_train_nothing(
         with pytest.raises(RequestError, match="rank and steps"):
             repair(reg, "prod", bench, gate, **bad, **WHY)
     assert contents(reg.root) == before
+
+
+@pytest.mark.parametrize("render", [None, "svd:7"])
+def test_a_stack_that_no_slot_would_hold_is_refused_before_training(
+    reg: Registry, bench: Bench, two: list[tuple[str, Adapter]], render: str | None
+) -> None:
+    gate, _, _ = came_back(reg, bench, two)
+    before = contents(reg.root)
+    with pytest.raises(RenderError, match="rank from 1 to 6, got 7"):
+        repair(reg, "prod", bench, gate, rank=3, max_rank=6, render=render, **WHY)
+    assert contents(reg.root) == before
+    repair(reg, "prod", bench, gate, rank=3, steps=1, max_rank=6, render="svd:6", activate=False, **WHY)
 
 
 def _base(bench: Bench) -> tuple[str, str]:
