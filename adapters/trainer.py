@@ -86,8 +86,8 @@ def train(
     _check_tracker(report_to)
     _check_rows(forget, retain, alternates, settings)
     rows, others = _skipped(forget, alternates if settings.needs_alternates else None, settings.skip_first)
-    steps = Steps(rows, retain, settings, others)
     with memory_named(settings):
+        steps = Steps(rows, retain, settings, others)
         stack = beside(model, settings, apart_from, company)
     started = time.monotonic()
     if checkpoints is not None:

@@ -132,8 +132,9 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def other(value: Any) -> Any:
     """A neighbour of a scalar: another value of its type that a forger would like."""
     if isinstance(value, str) and value:
-        last = "0" if value[-1] != "0" else "1"
-        return value[:-1] + last if value.startswith(("sha256:", "hmac-")) else last + value[1:]
+        digest = value.startswith(("sha256:", "hmac-"))
+        new = "1" if value[-1 if digest else 0] == "0" else "0"
+        return value[:-1] + new if digest else new + value[1:]
     if isinstance(value, int):
         return value + 1
     return "x"
