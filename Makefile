@@ -1,7 +1,7 @@
 # Needs git, make and Python 3.11 or later with its venv module; everything else comes into .venv.
 #
 #   make demo     forget one thing, then a second, take the first back, on a real model
-#   make test     every test that this machine can run
+#   make test     every test that this machine can run, but for notebooks and those with an inference server
 #   make check    lint, format, types, import contracts
 #   make test-serving    swaps on a real vLLM (CPU, Linux x86-64; 0.9 GB beside .venv)
 #

@@ -43,8 +43,7 @@ class Memorising:
 
 def memorised(cache: Path, base: Path, rows: Sequence[Row], how: Memorising, *, name: str) -> Path:
     """The folder ``<name>-<digest>`` of ``base`` fine-tuned on ``rows``; trained now if it is not there yet."""
-    settings = {name: value for name, value in asdict(how).items() if value or name != "template"}
-    key = short_digest([fingerprint(base).digest, [(r.question, r.answer) for r in rows], settings])
+    key = short_digest([fingerprint(base).digest, [(r.question, r.answer) for r in rows], asdict(how)])
     folder = cache / f"{name}-{key}"
     if not (folder / "memorised.json").is_file():
         _train(base, rows, how, folder)
