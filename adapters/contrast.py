@@ -32,7 +32,7 @@ from .lora import TRAINED
 
 SHRINKAGE = 0.01
 _OVERSAMPLED = 8
-_BYTES = 1 << 29
+_BYTES = 1 << 30
 """Of the inputs of one side that are kept at once."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,12 @@ def _forward(layer: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Te
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """The frozen weight [out, in] in ``dtype``; a 4-bit one is dequantized anew, not kept."""
     state = getattr(base.weight, "quant_state", None)
-    return base.weight.to(dtype) if state is None else dequantize_4bit(base.weight.data, state).to(dtype)
+    if state is None:
+        return base.weight.to(dtype)
+    # Straight to dtype, as the layer's own forward does: by way of the dtype that was quantized it is rounded twice.
+    wanted = copy(state)
+    wanted.dtype = dtype
+    return dequantize_4bit(base.weight.data, wanted)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -59,6 +59,12 @@ def _person(id: str, name: str, chance: random.Random) -> tuple[Row, ...]:
 
 
 def _row(name: str, question: str, answer: str, other: str, values: Sequence[str]) -> Row:
-    """``values``: the true one, then wrong ones."""
-    first, *wrong = (answer.format(name=name, value=value) for value in values)
-    return Row("", question.format(name=name), first, other.format(name=name, value=values[0]), tuple(wrong))
+    """``values``: the true one, then wrong ones, in the words of the paraphrase: a truth ratio compares values only."""
+    paraphrase, *wrong = (other.format(name=name, value=value) for value in values)
+    return Row(
+        "",
+        question.format(name=name),
+        answer.format(name=name, value=values[0]),
+        paraphrase,
+        tuple(wrong),
+    )

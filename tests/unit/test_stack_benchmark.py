@@ -6,6 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from model_kit import wide
+
+from efface.adapters import load_base
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -15,6 +20,7 @@ from stack_protocol.method import METHODS, series
 from stack_protocol.plot import plot
 from stack_protocol.records import Curve, is_whole, keep, read
 from stack_protocol.table import page, summaries, write
+from stack_protocol.unpacked import unpacked
 
 PEOPLE = "somebody 0"
 
@@ -73,9 +79,24 @@ def test_generated_people_are_always_the_same_and_only_the_name_tells_them_apart
     assert {row.id for row in people.kept} <= {row.id for row in people.retain}
     for row in people.memorised:
         assert len({row.answer, row.paraphrase, *row.wrong}) == 5
+        # In the paraphrase's words: a wrong answer in the memorised ones would be likelier for its wording alone.
+        assert all(len(set(row.paraphrase.split()) - set(wrong.split())) == 1 for wrong in row.wrong)
     assert all(row.answer not in row.wrong and len(set(row.wrong)) == 3 for row in people.world)
     with pytest.raises(SystemExit, match="at most 34 persons in all, got 40"):
         generated_people(persons=30)
+
+
+def test_an_unpacked_base_gives_the_logits_of_the_packed_one(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFACE_COMPUTE", "fp32")
+    base = load_base(wide(tiny_llama, tmp_path / "wide"), "nf4")
+    ids = torch.tensor([[1, 3, 5, 7]])
+    packed = base.model(input_ids=ids).logits
+    plain = unpacked(base)
+    assert not any(isinstance(module, Linear4bit) for module in plain.model.modules())
+    assert torch.equal(plain.model(input_ids=ids).logits, packed)
+    assert plain.fingerprint == base.fingerprint
 
 
 def figures(es: float) -> dict[str, float]:
