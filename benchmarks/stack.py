@@ -47,6 +47,8 @@ FEWER = replace(GENERATED, epochs=8)
 SHORT = ("steps=16", "stop.rows=8")
 """Generated persons are forgotten sooner than TOFU's authors: after 8 to 16 steps what is told of them is what the
 model that never knew them tells."""
+CLOSE = "stop.every=4"
+"""Where A is free to move, a request is forgotten by step 8, and some repeat themselves by then: look more often."""
 talk = Console(stderr=True, highlight=False, emoji=False)
 
 
@@ -167,7 +169,8 @@ def _asked(given: argparse.Namespace, people: People) -> list[Series]:
 
 
 def _series(name: str, seed: int, given: argparse.Namespace, people: People) -> Series:
-    return series(name, seed, len(people.authors), [*(SHORT if given.data is None else ()), *given.set])
+    short = [] if given.data is not None else [*SHORT, *([] if METHODS[name].holds_a else [CLOSE])]
+    return series(name, seed, len(people.authors), [*short, *given.set])
 
 
 def _timed(label: str, make: Any) -> None:

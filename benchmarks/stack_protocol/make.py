@@ -73,6 +73,7 @@ def _made(bench: Bench, series: Series, name: str, authors: Sequence[int], befor
         return folder
     scratch = folder.with_name(f".{name}")
     shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     below = before if series.method.kind in ("sequential", "balanced") else ()
     stacked = compose([Part(path) for path in below], scratch / "below").path if below else None
     facts = (

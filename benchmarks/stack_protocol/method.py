@@ -38,6 +38,11 @@ class Method:
     of: str = ""
     recipe: str = "simnpo-answers"
 
+    @property
+    def holds_a(self) -> bool:
+        """Whether the adapters of its requests keep to the directions that A starts on."""
+        return (METHODS[self.of] if self.of else self).recipe == "simnpo-stack"
+
 
 METHODS = {
     method.name: method

@@ -34,8 +34,10 @@ COLUMNS: tuple[tuple[str, Figure, int], ...] = (
     ("kept probability", lambda p: p.record["kept"]["probability"], 3),
     ("neighbours' probability", lambda p: p.record["neighbours"]["probability"], 3),
     ("neighbours' ROUGE-L", lambda p: p.record["neighbours"]["rouge_l"], 3),
+    ("world's probability", lambda p: p.record["world"]["probability"], 3),
     ("utility", lambda p: p.record["utility"], 3),
     ("utility to N = 0", lambda p: p.record["utility"] / p.full["utility"], 3),
+    ("utility of persons to N = 0", lambda p: _taught(p.record) / _taught(p.full), 3),
     ("rank", lambda p: p.record.get("rank"), 0),
     ("compose s", lambda p: p.record.get("compose_seconds"), 2),
 )
@@ -130,9 +132,10 @@ NOTES = (
     "the request with the highest value. Rebound: a request's value in the stack less that of an adapter trained for "
     "it alone on the bare base with the same seed (of `sum` where the method has none), for the request where that is "
     "highest (0 or less: none came back). Neighbours: rows of other people, memorised and in no training set of any "
-    "adapter. Utility: harmonic mean of probability, ROUGE-L and truth score on kept, neighbours and world facts. "
-    "Rollback exact: a request was taken out of the stack; the rest has the digest and, bit by bit, the logits of "
-    "never having had it, and the bare base its own. Definitions: `benchmarks/stack_protocol/`, `audits/metrics.py`."
+    "adapter. Utility: harmonic mean of probability, ROUGE-L and truth score on kept, neighbours and world facts; of "
+    "persons: without the world's three. Rollback exact: a request was taken out of the stack; the rest has the digest "
+    "and, bit by bit, the logits of never having had it, and the bare base its own. Definitions: "
+    "`benchmarks/stack_protocol/`, `audits/metrics.py`."
 )
 
 
@@ -155,7 +158,7 @@ def _ends(name: str, records: Sequence[Record]) -> dict[str, Any]:
         label: _spread([v for point in points if (v := figure(point)) is not None])
         for label, figure, _ in COLUMNS
     }
-    return {"name": name, "figures": {k: v for k, v in figures.items() if v and k != "utility to N = 0"}}
+    return {"name": name, "figures": {k: v for k, v in figures.items() if v and not k.endswith(" to N = 0")}}
 
 
 def _mean(point: Point, key: str) -> float:
@@ -171,6 +174,17 @@ def _rebound(point: Point, key: str) -> float | None:
     pairs = [(one[key], point.singles.get(one["author"])) for one in point.record["requests"]]
     rises = [value - single["requests"][0][key] for value, single in pairs if single is not None]
     return max(rises) if len(rises) == len(pairs) else None
+
+
+def _taught(record: Record) -> float:
+    """The utility of what was memorised and is to stay, without the world."""
+    return statistics.harmonic_mean(
+        [
+            record[side][figure]
+            for side in ("kept", "neighbours")
+            for figure in ("probability", "rouge_l", "truth_ratio")
+        ]
+    )
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:

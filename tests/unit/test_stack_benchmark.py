@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from model_kit import wide
+from model_kit import FORGET, RETAIN, wide
 
-from efface.adapters import load_base
+from efface.adapters import Part, compose, load_base
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from stack_protocol.data import load_people
-from stack_protocol.generated import PER_PERSON, generated_people
+from stack_protocol.data import People, load_people
+from stack_protocol.generated import PER_PERSON, TEMPLATE, generated_people
+from stack_protocol.make import Bench, members
 from stack_protocol.method import METHODS, series
 from stack_protocol.plot import plot
 from stack_protocol.records import Curve, is_whole, keep, read
 from stack_protocol.table import page, summaries, write
 from stack_protocol.unpacked import unpacked
+from tofu_protocol.data import Row
 
 PEOPLE = "somebody 0"
 
@@ -187,3 +189,26 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "sum-s0.json").write_text(text)
     with pytest.raises(SystemExit, match=r"sum-s0.json: expected a record of `stack.py run`"):
         read(tmp_path / "sum-s0.json")
+
+
+@pytest.mark.parametrize("name", ["sum", "contrast", "contrast-balanced", "sequential", "together"])
+def test_every_way_to_a_stack_trains_composes_and_is_kept(
+    name: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """On random weights: what comes out means nothing, but it comes out, once."""
+    items = (*FORGET, *RETAIN)
+    rows = [Row(item.id, item.text, item.completion, item.completion, ("no",)) for item in items]
+    people = People(
+        (tuple(rows[:1]), tuple(rows[1:3])), tuple(rows[3:5]), tuple(rows[3:5]), tuple(rows[5:]), ()
+    )
+    base = load_base(tiny_llama, "fp32")
+    base.tokenizer.chat_template = TEMPLATE
+    here = Bench(base, people, tmp_path, {})
+    way = series(name, 0, 2, ["steps=2", "warmup_steps=0", "rank=2", "stop=null"])
+    first = members(here, way, 2)
+    assert len(first) == {"together": 1, "contrast-balanced": 3}.get(name, 2)
+    before = {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
+    assert members(here, way, 2) == first
+    assert before == {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
+    assert compose([Part(path) for path in first], tmp_path / "composed").rank > 0
+    assert not any(path.name.startswith(".") for path in here.folder(way).iterdir())
