@@ -1,5 +1,6 @@
 """The parts of `benchmarks/stack.py`: N forget requests on one model, stacked, and whether each stays forgotten.
 
 Read `data.py` (which rows), `method.py` (the ways to come by a stack), `make.py` (adapters, trained once and kept),
-`measure.py` (what is measured of a stack) and `table.py` (the page and the plot that come out).
+`measure.py` (what is measured of a stack), `records.py` (what is kept of that) and `table.py` (what comes out, with
+`columns.py`, `page.py` and `plot.py`).
 """

@@ -18,9 +18,10 @@ from stack_protocol.data import People, load_people
 from stack_protocol.generated import PER_PERSON, TEMPLATE, generated_people
 from stack_protocol.make import Bench, members
 from stack_protocol.method import METHODS, series
+from stack_protocol.page import page
 from stack_protocol.plot import plot
 from stack_protocol.records import Curve, is_whole, keep, read
-from stack_protocol.table import page, summaries, write
+from stack_protocol.table import summaries, write
 from stack_protocol.unpacked import unpacked
 from tofu_protocol.data import Row
 
@@ -152,7 +153,7 @@ def test_the_page_and_the_plot_come_from_the_same_data(tmp_path: Path) -> None:
     assert text == page(data, "N.")
     assert "| sum | 2 | 2 | 0.200 | 0.250 (0.200–0.300) | 0.150 (0.100–0.200) |" in text
     assert "2/2 |" in text
-    assert "memorised 2 time(s)" in text
+    assert "memorised 2 times, once a machine" in text
     drawn = (tmp_path / "stack-cpu.svg").read_bytes()
     plot(data, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == drawn
