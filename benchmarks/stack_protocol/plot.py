@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 PANELS = (
-    ("ES", "extraction strength, mean of requests"),
-    ("worst rebound in ES", "worst request's rise over its adapter alone"),
+    ("ES", "extraction strength (ES), mean of requests"),
+    ("worst rebound in ES", "worst request's rise in ES over its adapter alone"),
+    ("neighbours' probability", "neighbours' probability"),
     ("utility to N = 0", "utility, as a share of N = 0"),
 )
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in print.
@@ -30,7 +31,8 @@ def plot(data: Mapping[str, Any], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "efface"
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4.4 * len(PANELS), 3.8), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(10, 7.2), layout="constrained")
+    axes = grid.flat
     for axis, (label, title) in zip(axes, PANELS, strict=True):
         _panel(axis, data, label)
         axis.set_title(title, fontsize=10)
@@ -54,7 +56,7 @@ def _panel(axis: Any, data: Mapping[str, Any], label: str) -> None:
         axis.plot(counts, middle, color=colour, marker=marker, label=name)
         axis.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
     for end in data["references"]:
-        if label in end["figures"] and label == "ES":
+        if label in end["figures"] and label in ("ES", "neighbours' probability"):
             dashes = ":" if end["name"].startswith("before") else "--"
             axis.axhline(end["figures"][label]["median"], color="0.4", linestyle=dashes, label=end["name"])
     if label == "worst rebound in ES":
