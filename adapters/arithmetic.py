@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 
 from .errors import ModelError
@@ -50,3 +52,14 @@ def widen(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
+
+
+def frozen_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] of a linear layer in ``dtype``; a 4-bit one is dequantized anew, not kept."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return layer.weight.to(dtype)
+    # Straight to dtype, as the layer's own forward does: by way of the dtype that was quantized it is rounded twice.
+    wanted = copy(state)
+    wanted.dtype = dtype
+    return dequantize_4bit(layer.weight.data, wanted)

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from .answers import answers
+from .arithmetic import frozen_weight
 from .encode import Encoded
 from .errors import TrainingError
 from .lora import ANCHOR, TRAINED, activate
@@ -125,16 +125,10 @@ def _factors(layer: Any, importance: Tensor, seed: int) -> tuple[Tensor, Tensor]
     d = importance.sum(1).sqrt_().clamp_(min=1e-12)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        u, s, v = torch.svd_lowrank(d[:, None] * _weight(layer), q=min(rank + 8, *importance.shape), niter=4)
+        weight = d[:, None] * frozen_weight(layer.get_base_layer(), torch.float32)
+        u, s, v = torch.svd_lowrank(weight, q=min(rank + 8, *importance.shape), niter=4)
     root = (s[:rank] / scaling).sqrt()
     return (v[:, :rank] * root).t(), u[:, :rank] * root / d[:, None]
-
-
-def _weight(layer: Any) -> Tensor:
-    """The frozen weight, float32 [out, in]."""
-    weight = layer.get_base_layer().weight
-    state = getattr(weight, "quant_state", None)
-    return (weight.data if state is None else dequantize_4bit(weight.data, state)).float()
 
 
 @torch.no_grad()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from .arithmetic import frozen_weight
 
 
 @contextmanager
@@ -57,17 +57,6 @@ def _forward(layer: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Te
     return _LoraLinear.apply(x, a, b, layer.base_layer, layer.scaling[name])
 
 
-def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """The frozen weight [out, in] in ``dtype``; a 4-bit one is dequantized anew, not kept."""
-    state = getattr(base.weight, "quant_state", None)
-    if state is None:
-        return base.weight.to(dtype)
-    # Straight to dtype, as the layer's own forward does: by way of the dtype that was quantized it is rounded twice.
-    wanted = copy(state)
-    wanted.dtype = dtype
-    return dequantize_4bit(base.weight.data, wanted)
-
-
 class _LoraLinear(torch.autograd.Function):
     """``x W' + s (x A') B'`` with x [..., in], A float32 [r, in], B float32 [out, r]; W frozen."""
 
@@ -75,7 +64,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, base: Any, scaling: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.to(x.dtype).t()
-        out = rows @ _weight(base, x.dtype).t()
+        out = rows @ frozen_weight(base, x.dtype).t()
         out.addmm_(low, (b * scaling).to(x.dtype).t())
         ctx.save_for_backward(x, low, a, b)
         ctx.base, ctx.scaling = base, scaling
@@ -90,6 +79,6 @@ class _LoraLinear(torch.autograd.Function):
         grad_b = (grad.t() @ low).to(b.dtype) * ctx.scaling
         if not ctx.needs_input_grad[0]:
             return None, grad_a, grad_b, None, None
-        grad_x = grad @ _weight(ctx.base, x.dtype)
+        grad_x = grad @ frozen_weight(ctx.base, x.dtype)
         grad_x.addmm_(grad_low, a.to(x.dtype))
         return grad_x.view(x.shape), grad_a, grad_b, None, None

@@ -45,8 +45,8 @@ GENERATED = Memorising(learning_rate=3e-4, epochs=6, template=TEMPLATE)
 FEWER = replace(GENERATED, epochs=8)
 """A third of the rows takes more visits to each."""
 SHORT = ("steps=16", "stop.rows=8")
-"""Generated persons are forgotten sooner than TOFU's authors: after 8 to 16 steps what is told of them is what the
-model that never knew them tells."""
+"""Generated persons are forgotten sooner than TOFU's authors: by 8 to 16 steps most have less probability than under
+the model that never knew them."""
 CLOSE = "stop.every=4"
 """Where A is free to move, a request is forgotten by step 8, and some repeat themselves by then: look more often."""
 talk = Console(stderr=True, highlight=False, emoji=False)

@@ -6,16 +6,15 @@ generating and a fifth of training's. The curve asks one small model some ten th
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
 from efface.adapters import Base
+from efface.adapters.arithmetic import frozen_weight
 
 
 def unpacked(base: Base) -> Base:
@@ -32,9 +31,7 @@ def unpacked(base: Base) -> Base:
 
 def _plain(layer: Any) -> nn.Linear:
     plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    state = copy(layer.weight.quant_state)
-    state.dtype = torch.float32
-    weight = dequantize_4bit(layer.weight.data, state)
+    weight = frozen_weight(layer, torch.float32)
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.data.float(), requires_grad=False)
