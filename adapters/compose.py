@@ -35,7 +35,7 @@ from .folder import (
     tensor_specs,
 )
 from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors, unchanged
-from .peft_config import config_bytes
+from .peft_config import AdapterConfig, config_bytes
 from .staging import new_folder, require_free
 from .tensors import TensorSpec, safetensors_chunks, write_atomic
 
@@ -45,10 +45,15 @@ _READERS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One adapter in a composition; its weight is decimal text ("0.5"): digests see no binary rounding."""
+    """One adapter in a composition; its weight is decimal text ("0.5"): digests see no binary rounding.
+
+    ``base``: digest of the base that it is known to fit, as a registry records it. That decides then, whatever name its
+    author gave that base; None leaves the name and revision in its config to decide.
+    """
 
     folder: Path
     weight: Decimal | str = Decimal(1)
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +66,14 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A composition that has been checked and can be written: at least one part, sorted by digest."""
+    """A composition that has been checked and can be written: at least one part, sorted by digest.
+
+    ``config`` names what the parts have in common, their base above all; ranks and scalings are the modules' own.
+    """
 
     parts: tuple[Weighted, ...]
     modules: Mapping[str, LoraModule]
+    config: AdapterConfig
 
     @property
     def rank(self) -> int:
@@ -109,7 +118,9 @@ def plan(parts: Sequence[Part]) -> Stack:
     with ThreadPoolExecutor(_READERS) as pool:  # hashing releases the interpreter's lock
         adapters = list(pool.map(read_adapter, [part.folder for part in parts]))
     _require_distinct(adapters)
-    _require_one_base(adapters)
+    bases = [_base(part, adapter) for part, adapter in zip(parts, adapters, strict=True)]
+    _require_one_base(adapters, bases)
+    _require_one_task(adapters)
     _require_one_shape(adapters)
     kept = [Weighted(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight]
     if not kept:
@@ -118,7 +129,7 @@ def plan(parts: Sequence[Part]) -> Stack:
             "the base alone has nothing to compose: serve it without an adapter"
         )
     ordered = tuple(sorted(kept, key=lambda part: part.adapter.digest))
-    stack = Stack(ordered, ordered[0].adapter.modules)
+    stack = Stack(ordered, ordered[0].adapter.modules, _common(ordered, bases[0]))
     return stack if stack.is_identity else replace(stack, modules=_stacked_modules(ordered))
 
 
@@ -127,8 +138,11 @@ def write(stack: Stack, folder: Path) -> dict[str, str]:
 
     Raises `InvalidAdapter` when scaled values overflow float32, or a part's files changed since `plan`.
     """
-    first = stack.parts[0].adapter.config
-    config = first if stack.is_identity else replace(first, lora_alpha=float(stack.rank), use_rslora=False)
+    config = (
+        stack.parts[0].adapter.config
+        if stack.is_identity
+        else replace(stack.config, lora_alpha=float(stack.rank), use_rslora=False)
+    )
     text = config_bytes(canonical_config(config, stack.modules))
     with ExitStack() as files:
         readers = [files.enter_context(open_tensors(part.adapter.path)) for part in stack.parts]
@@ -176,29 +190,56 @@ def require_unchanged(stack: Stack) -> None:
             )
 
 
-def _require_one_base(adapters: Sequence[AdapterFolder]) -> None:
-    for adapter in adapters[1:]:
-        first, config = adapters[0].config, adapter.config
-        if (first.base_model_name_or_path, first.revision) != (
-            config.base_model_name_or_path,
-            config.revision,
-        ):
+_Base = tuple[str | None, str | None]
+"""A base's digest, or its name and revision where nobody knows that."""
+
+
+def _base(part: Part, adapter: AdapterFolder) -> _Base:
+    config = adapter.config
+    named = config.base_model_name_or_path, config.revision
+    return named if part.base is None else (part.base, None)
+
+
+def _require_one_base(adapters: Sequence[AdapterFolder], bases: Sequence[_Base]) -> None:
+    for adapter, base in zip(adapters[1:], bases[1:], strict=True):
+        if base != bases[0]:
             raise BaseMismatch(
-                f"expected adapters of one base, got {_base(adapters[0])} and {_base(adapter)}; "
+                f"expected adapters of one base, got {_said(adapters[0], bases[0])} and {_said(adapter, base)}; "
                 "an adapter means nothing on another base: train it again there"
             )
-        if (first.task_type, first.fan_in_fan_out) != (config.task_type, config.fan_in_fan_out):
+
+
+def _require_one_task(adapters: Sequence[AdapterFolder]) -> None:
+    """One that says nothing (None) goes with any."""
+    said = [adapter for adapter in adapters if adapter.config.task_type is not None]
+    for adapter in said[1:]:
+        if adapter.config.task_type != said[0].config.task_type:
             raise InvalidAdapter(
-                "expected one task_type and fan_in_fan_out, got "
-                f"{first.task_type} and {first.fan_in_fan_out} in {adapters[0].path}, "
-                f"{config.task_type} and {config.fan_in_fan_out} in {adapter.path}; correct one of them"
+                f"expected one task_type, got {said[0].config.task_type} in {said[0].path}, "
+                f"{adapter.config.task_type} in {adapter.path}; correct one of them"
             )
 
 
-def _base(adapter: AdapterFolder) -> str:
-    config = adapter.config
-    revision = f" at revision {config.revision}" if config.revision else ""
-    return f"{config.base_model_name_or_path!r}{revision} ({adapter.path})"
+def _common(parts: Sequence[Weighted], base: _Base) -> AdapterConfig:
+    """What configs of one base say together: names that differ give way to the digest that is known.
+
+    ``fan_in_fan_out`` changes nothing in an adapter: how a base stores its matrices is the base's.
+    """
+    configs = [part.adapter.config for part in parts]
+    named = {(config.base_model_name_or_path, config.revision) for config in configs}
+    name, revision = base if len(named) > 1 else named.pop()
+    return replace(
+        configs[0],
+        base_model_name_or_path=name,
+        revision=revision,
+        task_type=next((config.task_type for config in configs if config.task_type is not None), None),
+        fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
+    )
+
+
+def _said(adapter: AdapterFolder, base: _Base) -> str:
+    name, revision = base
+    return f"{name!r}{f' at revision {revision}' if revision else ''} ({adapter.path})"
 
 
 def _require_one_shape(adapters: Sequence[AdapterFolder]) -> None:

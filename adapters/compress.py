@@ -238,7 +238,7 @@ def write_factors(stack: Stack, kept: Factors, folder: Path) -> dict[str, str]:
     }
     tensors = {a_key(name): a for name, (a, _) in kept.items()} | {b_key(n): b for n, (_, b) in kept.items()}
     largest = float(max(module.rank for module in modules.values()))
-    config = replace(stack.parts[0].adapter.config, lora_alpha=largest, use_rslora=False)
+    config = replace(stack.config, lora_alpha=largest, use_rslora=False)
     text = config_bytes(canonical_config(config, modules))
     weights = write_atomic(
         folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(modules), tensors.__getitem__)

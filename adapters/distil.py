@@ -152,22 +152,33 @@ def student_alone(model: PeftModel) -> list[torch.nn.Parameter]:
 
 @torch.no_grad()
 def start_from(model: PeftModel, folder: Path) -> None:
-    """Put the LoRA of ``folder`` into the student, which may have more rank: the rest of its B is zero.
+    """Put the LoRA of ``folder`` into the student, which may have more rank and modules: the rest of its B is zero.
 
     Raises :class:`AdapterError` for a module that the student does not have, or not at that rank.
     """
-    adapter, layers = read_adapter(folder), dict(model.base_model.model.named_modules())  # type: ignore[union-attr]
+    adapter, layers = read_adapter(folder), _student(model)
+    for name, module in adapter.modules.items():
+        if name not in layers:
+            raise AdapterError(f"{name} is not among the student's modules: widen target_modules")
+        if module.rank > (most := len(layers[name].lora_A[TRAINED].weight)):
+            raise AdapterError(f"{name} has rank {module.rank}, the student {most}: give it more rank")
+    for layer in layers.values():
+        layer.lora_B[TRAINED].weight.zero_()
     with open_tensors(folder) as read:
         for name, module in adapter.modules.items():
-            layer: Any = layers.get(name)
-            if layer is None or TRAINED not in getattr(layer, "lora_A", {}):
-                raise AdapterError(f"{name} is not among the student's modules: widen target_modules")
+            layer = layers[name]
             a, b = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
-            if module.rank > len(a):
-                raise AdapterError(f"{name} has rank {module.rank}, the student {len(a)}: give it more rank")
-            b.zero_()
             a[: module.rank] = read(a_key(name)).to(a)
             b[:, : module.rank] = (read(b_key(name)) * (module.scaling / layer.scaling[TRAINED])).to(b)
+
+
+def _student(model: PeftModel) -> dict[str, Any]:
+    """The layers that the student is on, by their names in the base."""
+    return {
+        name: layer
+        for name, layer in model.get_base_model().named_modules()
+        if TRAINED in getattr(layer, "lora_A", {})
+    }
 
 
 def _kl(model: PeftModel, rows: Sequence[Encoded], teacher: Teacher, pad_id: int) -> Tensor:

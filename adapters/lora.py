@@ -246,13 +246,19 @@ def require_fit(model: torch.nn.Module, adapter: AdapterFolder) -> None:
     """Raise :class:`BaseMismatch` unless ``model`` has each layer of ``adapter``, in its size."""
     layers: dict[str, Any] = dict(model.named_modules())
     for name, lora in adapter.modules.items():
-        layer = layers.get(name)
-        size = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+        size = sizes_of(layers.get(name))
         if size != (lora.a.shape[1], lora.b.shape[0]):
             raise BaseMismatch(
                 f"{adapter.path}: expected a base whose {name} is {lora.a.shape[1]} -> {lora.b.shape[0]}, "
                 f"got {size[0]} -> {size[1]}; give the base that the adapter was trained on"
             )
+
+
+def sizes_of(layer: object) -> tuple[int | None, int | None]:
+    """(in, out) features of a linear layer or a Conv1D; (None, None) for anything else."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return getattr(layer, "in_features", None), getattr(layer, "out_features", None)
 
 
 def _as_peft(model: Any) -> PeftModel:

@@ -27,7 +27,16 @@ from .checkpoint_files import INDEX, Shard
 from .compose import Part, Stack, plan, require_unchanged
 from .errors import BaseMismatch, CompositionError
 from .merge_card import RECORD, Served, Verdict, describe, judged
-from .merge_layout import Digests, carry, new_layout, plain_config, same_layout, write_config, write_index
+from .merge_layout import (
+    Digests,
+    carry,
+    new_layout,
+    plain_config,
+    same_layout,
+    ties_head,
+    write_config,
+    write_index,
+)
 from .merge_values import Job, changes, source
 from .model import Fingerprint, ModelFiles, fingerprint_of, model_files
 from .quantized_files import as_computed, stored_bytes
@@ -51,6 +60,7 @@ __all__ = [
 Onto = Literal["original", "nf4", "int8"]
 ONTO: tuple[str, ...] = get_args(Onto)
 OnBytes = Callable[[int], None]
+_HEADS = ("lm_head", "embed_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +96,9 @@ def merge(
     Everything else is checked first. What a killed merge to the same ``out`` left is removed.
 
     Raises what `efface.adapters.compose.plan` raises; `ModelError` for a checkpoint with a missing or broken shard,
-    one that could be two models, has weights that are not finite or is quantized on disk; `BaseMismatch` for modules or
-    shapes that it does not have, tied heads included, and another base than expected; `CompositionError` for an unknown
+    one that could be two models, has weights that are not finite or is quantized on disk, and where something is
+    quantized for a model type that is not in `efface.adapters.quantized_files.KNOWN_TYPES`; `BaseMismatch` for modules
+    or shapes that it does not have, tied heads, and another base than expected; `CompositionError` for an unknown
     ``onto`` or ``requantize``, an ``out`` in the base's own folder or a disk that is too full. Nothing is left behind.
     """
     with merging(
@@ -164,8 +175,12 @@ def _checked(base: Path, parts: Sequence[Part], out: Path, onto: str, requantize
     stack = plan(parts)
     files = model_files(base)
     config = plain_config(base)
+    kind = str(config.get("model_type"))
+    if requantize is not None or onto != "original":
+        quantized_files.require_known(kind)
     shards = checkpoint_files.shards(base)
-    return _Checked(Job(stack, _targets(stack, shards), onto, requantize), files, config, shards)
+    _require_own_head(stack, base)
+    return _Checked(Job(stack, _targets(stack, shards, kind), kind, onto, requantize), files, config, shards)
 
 
 def _check(onto: str, requantize: str | None) -> None:
@@ -181,20 +196,34 @@ def _marks(files: ModelFiles, digests: Mapping[str, str]) -> Fingerprint:
     return fingerprint_of(files, lambda file: digests.get(file.name) or digest_file(file))
 
 
-def _targets(stack: Stack, shards: Sequence[Shard]) -> dict[str, str]:
-    """Tensor in the checkpoint → module of the composition that changes it."""
+def _require_own_head(stack: Stack, base: Path) -> None:
+    """Raise `BaseMismatch` for an output head that is the embedding too, whether or not it is stored twice.
+
+    Stored twice, `transformers` would load the changed one as it is, and vLLM the embedding in its place.
+    """
+    heads = [name for name in stack.modules if name.rpartition(".")[2] in _HEADS]
+    if heads and ties_head(base):
+        raise BaseMismatch(
+            f"expected a head of its own, got tie_word_embeddings at {base}: {heads[0]} shares its weight with the "
+            "embedding, which a merge would change too; leave that module out and train again"
+        )
+
+
+def _targets(stack: Stack, shards: Sequence[Shard], model_type: str) -> dict[str, str]:
+    """Tensor in the checkpoint → module of the composition that changes it.
+
+    A checkpoint saved without its head has names a level shorter: `h.0.…` for `transformer.h.0.…`.
+    """
     stored = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
-    turned = stack.parts[0].adapter.config.fan_in_fan_out
     targets: dict[str, str] = {}
     for name, module in stack.modules.items():
-        tensor = stored.get(f"{name}.weight")
+        tensor = stored.get(f"{name}.weight") or stored.get(f"{name.partition('.')[2]}.weight")
         if tensor is None:
             raise BaseMismatch(
-                f"expected {name}.weight in the checkpoint, got none: it is another base, or {name} shares its weight "
-                "with the embedding, which a merge would change too; leave that module out and train again"
+                f"expected {name}.weight in the checkpoint, got none: it is another base; give that of the adapters"
             )
         size = (module.b.shape[0], module.a.shape[1])
-        wanted = size[::-1] if turned else size
+        wanted = size[::-1] if quantized_files.is_turned(tensor.name, model_type) else size
         if tensor.shape != wanted or tensor.dtype not in DTYPES:
             raise BaseMismatch(
                 f"expected {tensor.name} as a float matrix {wanted}, got {tensor.dtype} {tensor.shape}: "

@@ -48,7 +48,7 @@ def new_layout(
             )
         value = change(tensor, source.whole(tensor))
         if is_quantized(tensor.name, tensor.shape):
-            kept |= as_stored(tensor.name, value, form, turned=change.job.turned)
+            kept |= as_stored(tensor.name, value, form, turned=change.job.turned(tensor))
         else:
             kept[tensor.name] = value.to(torch.bfloat16)
     listed |= dict.fromkeys(kept, source.shard.path.name)
@@ -80,6 +80,19 @@ def plain_config(base: Path) -> dict[str, Any]:
             f"{base}: expected full-precision weights, got a checkpoint quantized on disk; use its original"
         )
     return cast("dict[str, Any]", config)
+
+
+def ties_head(base: Path) -> bool:
+    """True where the output head of ``base`` is its embedding. Raises `ModelError` for a config of no known kind."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{base / 'config.json'}: expected the config of a model that transformers knows, got {error}"
+        ) from error
+    return bool(config.get_text_config(decoder=True).tie_word_embeddings)
 
 
 def write_config(folder: Path, config: Mapping[str, Any], form: str) -> str:

@@ -19,7 +19,7 @@ from .compose import Stack, stacked_reader
 from .errors import InvalidAdapter, ModelError
 from .folder import a_key, b_key
 from .lora_files import open_tensors
-from .quantized_files import as_computed, is_quantized
+from .quantized_files import as_computed, is_quantized, is_turned
 from .tensors import DTYPES, Hashing, fill, require_finite
 
 _PIECE = 4 << 20
@@ -30,17 +30,17 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is done to every tensor: ``targets`` maps those that change to modules of ``stack``."""
+    """What is done to every tensor of a ``model_type``: ``targets`` maps those that change to modules of ``stack``."""
 
     stack: Stack
     targets: Mapping[str, str]
+    model_type: str
     onto: str
     requantize: str | None
 
-    @property
-    def turned(self) -> bool:
-        """True where matrices are stored as (in, out)."""
-        return self.stack.parts[0].adapter.config.fan_in_fan_out
+    def turned(self, tensor: Stored) -> bool:
+        """True where the matrix is stored as (in, out)."""
+        return is_turned(tensor.name, self.model_type)
 
     def keeps(self, tensor: Stored) -> bool:
         """True for a tensor whose bytes stay what they are, as long as nothing is quantized again."""
@@ -62,9 +62,15 @@ class Source:
     running: Hashing
 
     def pieces(self, tensor: Stored) -> Iterator[memoryview]:
-        """The bytes of ``tensor``, each piece in memory of its own. Raises `ModelError` when the file ends early."""
+        """The bytes of ``tensor``, each piece in memory of its own.
+
+        Raises `ModelError` when the file ends early, and for values of a dtype in `DTYPES` that are not finite.
+        """
         for start in range(tensor.start, tensor.end, _PIECE):
-            yield self._read(tensor, min(_PIECE, tensor.end - start)).numpy().data
+            raw = self._read(tensor, min(_PIECE, tensor.end - start))
+            if tensor.dtype in DTYPES:
+                _require_sound(tensor.name, raw.view(DTYPES[tensor.dtype]))
+            yield raw.numpy().data
 
     def whole(self, tensor: Stored) -> Tensor:
         """``tensor``, of a dtype in `DTYPES`. Do not change it: it may still be in hashing. Raises as `pieces`."""
@@ -104,14 +110,15 @@ class Changes:
         And `ModelError` where that is so in the base already.
         """
         if self.job.keeps(tensor) and not is_linear(tensor):
+            _require_sound(tensor.name, weight)
             return weight
         made = weight
         if self.job.onto != "original" and is_linear(tensor):
             _require_sound(tensor.name, weight)  # quantizing turns NaN into numbers
-            made = weight = as_computed(weight, self.job.onto, turned=self.job.turned)
+            made = weight = as_computed(weight, self.job.onto, turned=self.job.turned(tensor))
         if (module := self.job.targets.get(tensor.name)) is not None:
             a, b = self.read(a_key(module)), self.read(b_key(module))
-            made = added(weight, *((a.T, b.T) if self.job.turned else (b, a)))
+            made = added(weight, *((a.T, b.T) if self.job.turned(tensor) else (b, a)))
         try:
             require_finite(tensor.name, made)
         except InvalidAdapter:

@@ -9,15 +9,34 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import ModelError
+
 FORMS = ("nf4", "int8")
-_KEPT = ("embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "embed_out", "shared", "lm_head")
+_KEPT = re.compile(r"wte|wpe|\w*embed(s|ding|dings)?(_tokens|_positions|_in|_out)?|lm_head")
 """Modules with a matrix that bitsandbytes leaves as it is: embeddings, and the head."""
+KNOWN_TYPES = frozenset(
+    {
+        *("apertus", "arcee", "bloom", "codegen", "cohere", "cohere2", "exaone4"),
+        *("gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode"),
+        *("gpt_neo", "gpt_neox", "gptj", "granite", "helium", "llama", "ministral3"),
+        *("mistral", "mpt", "olmo", "olmo2", "olmo3", "openai-gpt", "opt"),
+        *("persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3"),
+        *("stablelm", "starcoder2", "xglm"),
+    }
+)
+"""Values of ``model_type`` whose quantized matrices `is_quantized` knows from their names: a test asks `transformers`.
+
+The routers and experts of a mixture, say, look like the linear layers that they are not.
+"""
+_TURNED = ("gpt2", "openai-gpt")
+"""Model types of Conv1D layers, whose matrices lie as (in, out)."""
 _NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -33,9 +52,23 @@ _TABLES = 2500
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """True for the stored matrix of a linear layer that a quantized base quantizes."""
+    """True for the stored matrix of a linear layer that a quantized base of one of `KNOWN_TYPES` quantizes."""
     module = name.removesuffix(".weight").rpartition(".")[2]
-    return name.endswith(".weight") and len(shape) == 2 and module not in _KEPT
+    return name.endswith(".weight") and len(shape) == 2 and _KEPT.fullmatch(module) is None
+
+
+def is_turned(name: str, model_type: str) -> bool:
+    """True where the matrix ``name`` lies as (in, out): in a Conv1D, which the head is not."""
+    return model_type in _TURNED and _KEPT.fullmatch(name.removesuffix(".weight").rpartition(".")[2]) is None
+
+
+def require_known(model_type: str) -> None:
+    """Raise `ModelError` unless ``model_type`` is one of `KNOWN_TYPES`."""
+    if model_type not in KNOWN_TYPES:
+        raise ModelError(
+            f"expected a model type whose quantized layers efface knows ({', '.join(sorted(KNOWN_TYPES))}), got "
+            f"{model_type[:80]!r}: merge onto its original weights, without requantizing"
+        )
 
 
 def as_computed(weight: Tensor, precision: str, *, turned: bool = False) -> Tensor:

@@ -84,7 +84,7 @@ def _compared(reg: Registry, found: Sequence[tuple[Adapter, str]]) -> list[Overl
     from ..adapters import Part
     from ..adapters.overlap import overlaps
 
-    parts = [Part(adapter_folder(reg, adapter.digest), weight) for adapter, weight in found]
+    parts = [Part(adapter_folder(reg, adapter.digest), weight, adapter.base) for adapter, weight in found]
     named = {part.folder: adapter for part, (adapter, _) in zip(parts, found, strict=True)}
     pairs = sorted(overlaps(parts), key=lambda pair: pair.worst)
     return [

@@ -35,11 +35,11 @@ def measure_release(
     reg: Registry, measured: Measured, bench: Bench, recipe: Recipe, actor: str, progress: Progress
 ) -> tuple[AuditReport, str]:
     """Render, measure and record it; returns the report and the digest of the record."""
-    from ..adapters.compose import Part
     from ..recipes.attest import signer
     from ..recipes.audit import audit_composition, audit_rows, record
     from ..recipes.held import held_to
     from ..recipes.release import render_composition, requests_in, require_base
+    from ..serving.render import folder_parts
 
     require_base(bench, measured.composition)
     signs = signer(reg, actor)
@@ -59,7 +59,7 @@ def measure_release(
             shredded=known.shredded,
             recipe=recipe,
             label=measured.label,
-            parts=[Part(adapter_folder(reg, p.adapter), p.weight) for p in measured.composition.parts],
+            parts=folder_parts(reg, measured.composition),
             held=held_to(
                 reg, measured.channel, measured.composition.quantization, recipe.gates, measured.composition
             )

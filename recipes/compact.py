@@ -36,12 +36,12 @@ from ..registry import (
     Audit,
     Composition,
     Registry,
-    adapter_folder,
     checks,
     seal_adapter,
 )
 from ..registry import compose as composition_of
 from ..registry.compactions import MADE_FROM
+from ..serving.render import folder_parts
 from .attest import signer
 from .audit import AuditRows, audit_rows, record, report_of
 from .bench import Bench, encode_probes, measure, wearing
@@ -140,7 +140,7 @@ def compact(
     check_given(bench.plan, known.requests, known.active)
     with tempfile.TemporaryDirectory(prefix="efface-compact-") as name:
         work = _Work(registry, bench, recipe, rank, settings, Path(name), progress)
-        stack = compose(_folders(registry, originals), work.scratch / "stack")
+        stack = compose(folder_parts(registry, originals), work.scratch / "stack")
         possible = _possible(ways, known)
         looked_at = probes(bench, known.requests, recipe, progress=progress)
         before, beside, found = _candidates(work, originals, stack.path, known, looked_at, possible)
@@ -212,10 +212,6 @@ def _possible(ways: Sequence[Way], known: AuditRows) -> list[Way]:
     return possible
 
 
-def _folders(registry: Registry, composition: Composition) -> list[FolderPart]:
-    return [FolderPart(adapter_folder(registry, part.adapter), part.weight) for part in composition.parts]
-
-
 def _candidates(
     work: _Work,
     originals: Composition,
@@ -246,7 +242,7 @@ def _candidates(
             )
         findings = check(before, after, recipe.gates)
         failed = sum(finding.outcome == "failed" for finding in findings)
-        error, drift = _error(stack, folder), _drift(beside, after)
+        error, drift = _error(stack, folder, originals.base), _drift(beside, after)
         verdict = verdict_of(findings)
         found.append(Candidate(way, adapter.rank, error, kl, drift, failed, verdict, after, folder))
     found.sort(key=lambda one: (one.verdict != "pass", one.failed, one.drift, WAYS.index(one.way)))
@@ -318,7 +314,9 @@ def _made(
             made["distilled"] = folder, kl()
         if "compressed" in ways:
             work.progress.phase("Compressing")
-            smaller = compress([FolderPart(stack)], work.scratch / "compressed", rank=rank)
+            smaller = compress(
+                [FolderPart(stack, base=originals.base)], work.scratch / "compressed", rank=rank
+            )
             start_from(model, smaller.path)
             made["compressed"] = smaller.path, kl()
     finally:
@@ -332,12 +330,12 @@ def _drift(stack: Evaluation, after: Evaluation) -> float:
     return sum(abs(one.probability - other.probability) for one, other in pairs) / len(pairs)
 
 
-def _error(stack: Path, folder: Path) -> float:
+def _error(stack: Path, folder: Path, base: str) -> float:
     """||W' - W|| / ||W||, out of the inner products of the two."""
     first = read_adapter(stack).digest
     if first == read_adapter(folder).digest:
         return 0.0
-    (pair,) = overlaps([FolderPart(stack), FolderPart(folder)])
+    (pair,) = overlaps([FolderPart(stack, base=base), FolderPart(folder, base=base)])
     along, back = pair.projection, pair.projection_back
     if pair.first != first:
         along, back = back, along

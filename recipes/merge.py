@@ -22,6 +22,7 @@ from ..registry import (
     compose,
     parse_render,
 )
+from ..serving.render import folder_parts
 from .attest import signer
 from .audit import AuditRows, audit_rows, record, report_of
 from .bench import Bench, encode_probes, measure, open_bench
@@ -123,8 +124,8 @@ def merge_channel(
 def _served_parts(registry: Registry, release: Release) -> list[FolderPart]:
     """What ``release`` serves: its parts, or the adapter that approximates them."""
     if release.rendered is not None and not parse_render(release.composition.render).exact:
-        return [FolderPart(adapter_folder(registry, release.rendered))]
-    return [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in release.composition.parts]
+        return [FolderPart(adapter_folder(registry, release.rendered), base=release.composition.base)]
+    return folder_parts(registry, release.composition)
 
 
 def _verdict(audit: Audit, report: AuditReport) -> Verdict:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from decimal import ROUND_UP, Decimal
 from pathlib import Path
 
-from ..adapters import Part as FolderPart
 from ..adapters import read_adapter
 from ..audits import AuditReport
 from ..registry import (
@@ -40,7 +39,7 @@ from ..registry import (
     states,
 )
 from ..registry.compactions import everything
-from ..serving.render import Rendered, render, slot_rank
+from ..serving.render import Rendered, folder_parts, render, slot_rank
 from . import unmeasured
 from .attest import Signer, signer
 from .audit import audit_composition, audit_rows, environment, record
@@ -285,7 +284,7 @@ def render_composition(registry: Registry, composition: Composition, out: Path) 
     sealed = None if parse_render(composition.render).exact else sealed_rendering(registry, composition)
     if sealed is not None:
         return adapter_folder(registry, sealed.digest)
-    return render(_folders(registry, composition), out, how=composition.render, for_server=False).path
+    return render(folder_parts(registry, composition), out, how=composition.render, for_server=False).path
 
 
 def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | None:
@@ -299,10 +298,6 @@ def sealed_rendering(registry: Registry, composition: Composition) -> Adapter | 
         and adapter.facts.get("composition") == composition.digest
     ]
     return found[-1] if found else None
-
-
-def _folders(registry: Registry, composition: Composition) -> list[FolderPart]:
-    return [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
 
 
 def _sealed(
@@ -412,7 +407,7 @@ def _measured(
         label=f"{release.channel}@{release.version}",
         progress=progress,
         rows=rows,
-        parts=_folders(registry, composition),
+        parts=folder_parts(registry, composition),
         held=held_to(registry, asked.channel, composition.quantization, recipe.gates, composition),
     )
     audit = record(registry, composition, report, recipe, asked.actor, measured=known.active)
@@ -440,7 +435,7 @@ def _candidate(asked: _Asked, scratch: Path, progress: Progress) -> tuple[Releas
     if (kept := _kept(asked)) is not None:
         return _put(asked, kept.digest), adapter_folder(registry, kept.digest)
     if composition.parts:
-        parts, how = _folders(registry, composition), composition.render
+        parts, how = folder_parts(registry, composition), composition.render
         made = render(parts, scratch / "rendered", how=how, max_rank=asked.max_rank)
         folder = made.path
         if composition.render != "live":

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..adapters import Part as FolderPart
 from ..adapters.errors import AdapterError
 from ..registry import (
     Adapter,
@@ -20,7 +19,6 @@ from ..registry import (
     Registry,
     RegistryError,
     Release,
-    adapter_folder,
     get_adapter,
     get_request,
     history,
@@ -32,7 +30,7 @@ from ..registry import (
     release_checks,
     states,
 )
-from ..serving.render import Rendered, render
+from ..serving.render import Rendered, folder_parts, render
 from .release import requests_in
 from .reversible_record import Outcome, PathFinding, differing_files, listed
 
@@ -186,5 +184,5 @@ def _within(made: Rendered, sealed: Adapter, said: str) -> tuple[Outcome, str]:
 
 
 def _render(registry: Registry, composition: Composition, out: Path, *, turned: bool = False) -> Rendered:
-    parts = [FolderPart(adapter_folder(registry, p.adapter), p.weight) for p in composition.parts]
+    parts = folder_parts(registry, composition)
     return render(parts[::-1] if turned else parts, out, how=composition.render, for_server=False)

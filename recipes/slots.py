@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..adapters import Part
 from ..adapters.compose import plan
-from ..registry import Composition, Registry, adapter_folder, parse_render
-from ..serving.render import slot_rank
+from ..registry import Composition, Registry, parse_render
+from ..serving.render import folder_parts, slot_rank
 
 
 def require_slot(
@@ -19,6 +18,6 @@ def require_slot(
     asked = parse_render(how)
     if asked.method == "live" or (not asked.exact and asked.rank is None):
         return
-    parts = [Part(adapter_folder(registry, part.adapter), part.weight) for part in below.parts]
+    parts = folder_parts(registry, below)
     rank = more + (plan(parts).rank if parts else 0)
     slot_rank(rank if asked.rank is None else min(asked.rank, rank), max_rank=max_rank)

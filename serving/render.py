@@ -16,7 +16,7 @@ from ..adapters.compress import Factors, reduced, write_factors
 from ..adapters.errors import AdapterError, CompositionError
 from ..adapters.folder import digest_files, read_adapter
 from ..adapters.staging import new_folder, require_free
-from ..registry import Render, parse_render
+from ..registry import Composition, Registry, Render, adapter_folder, parse_render
 from .names import is_safe
 from .slots import VLLM_RANKS, least_slot
 
@@ -71,6 +71,14 @@ def render(
         files = write(stack, staging) if kept is None else write_factors(stack, kept, staging)
         _require_same(staging, files)
     return Rendered(out, out.name, rank, slot, digest_files(files), files, error)
+
+
+def folder_parts(registry: Registry, composition: Composition) -> list[Part]:
+    """The folders of ``composition`` with its weights, on the base that the registry recorded for them."""
+    return [
+        Part(adapter_folder(registry, part.adapter), part.weight, composition.base)
+        for part in composition.parts
+    ]
 
 
 def approximated(stack: Stack, asked: Render) -> tuple[Factors, float]:

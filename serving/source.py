@@ -112,12 +112,11 @@ class Source:
 
     def _render(self, composition: Composition, folder: Path) -> None:
         """A live composition as one LoRA: the same function (`efface.registry.renders`). Needs torch."""
-        from ..adapters import AdapterError, Part
-        from .render import render
+        from ..adapters import AdapterError
+        from .render import folder_parts, render
 
-        parts = [Part(adapter_folder(self.registry, one.adapter), one.weight) for one in composition.parts]
         try:
-            made = render(parts, folder / "rendered", how="live").path
+            made = render(folder_parts(self.registry, composition), folder / "rendered", how="live").path
         except AdapterError as error:
             raise BadAdapter(f"a live release that cannot be rendered: {error}") from error
         for file in sorted(made.iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,23 +12,32 @@ from .records import Record
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One stack held against each request's adapter alone and the model before (``full``)."""
+    """One stack held against each request's adapter alone, the model before (``full``) and the retain-only one."""
 
     n: int
     record: Record
     singles: Mapping[int, Record]
     full: Record
+    without: Record
 
 
 Figure = Callable[[Point], float | None]
 Column = tuple[str, Figure, int]
 FORGOTTEN: tuple[Column, ...] = (
     ("ES", lambda p: _mean(p, "extraction_strength"), 3),
+    ("ES alone", lambda p: _alone(p, "extraction_strength"), 3),
     ("worst ES", lambda p: _worst(p, "extraction_strength"), 3),
     ("worst rebound in ES", lambda p: _rebound(p, "extraction_strength"), 3),
+    ("more ES than retain-only", lambda p: _above(p, "extraction_strength"), 0),
     ("probability", lambda p: _mean(p, "probability"), 3),
     ("worst rebound in probability", lambda p: _rebound(p, "probability"), 3),
+)
+SAID: tuple[Column, ...] = (
     ("ROUGE-L", lambda p: _mean(p, "rouge_l"), 3),
+    ("ROUGE-L alone", lambda p: _alone(p, "rouge_l"), 3),
+    ("worst ROUGE-L", lambda p: _worst(p, "rouge_l"), 3),
+    ("worst rebound in ROUGE-L", lambda p: _rebound(p, "rouge_l"), 3),
+    ("more ROUGE-L than retain-only", lambda p: _above(p, "rouge_l"), 0),
     ("fluency", lambda p: _mean(p, "fluency"), 2),
 )
 REST: tuple[Column, ...] = (
@@ -41,22 +51,43 @@ REST: tuple[Column, ...] = (
     ("rank", lambda p: p.record.get("rank"), 0),
     ("compose s", lambda p: p.record.get("compose_seconds"), 2),
 )
-COLUMNS = (*FORGOTTEN, *REST)
+COLUMNS = (*FORGOTTEN, *SAID, *REST)
 
 
 def _mean(point: Point, key: str) -> float:
-    return statistics.fmean(one[key] for one in point.record["requests"])
+    return statistics.fmean(_values(point, key))
 
 
 def _worst(point: Point, key: str) -> float:
-    return max(one[key] for one in point.record["requests"])
+    return max(_values(point, key))
 
 
 def _rebound(point: Point, key: str) -> float | None:
     """The largest rise of a request over its own adapter alone; None where the method has no such adapters."""
-    pairs = [(one[key], point.singles.get(one["author"])) for one in point.record["requests"]]
-    rises = [value - single["requests"][0][key] for value, single in pairs if single is not None]
-    return max(rises) if len(rises) == len(pairs) else None
+    alone = _singles(point, key)
+    return None if alone is None else max(map(operator.sub, _values(point, key), alone))
+
+
+def _alone(point: Point, key: str) -> float | None:
+    """The mean over the requests of the stack, each with its own adapter alone; None as `_rebound`."""
+    alone = _singles(point, key)
+    return None if alone is None else statistics.fmean(alone)
+
+
+def _singles(point: Point, key: str) -> list[float] | None:
+    found = [point.singles.get(one["author"]) for one in point.record["requests"]]
+    values = [single["requests"][0][key] for single in found if single is not None]
+    return values if len(values) == len(found) else None
+
+
+def _above(point: Point, key: str) -> int:
+    """Requests of which more is told than by the model that never heard of them."""
+    told = {one["author"]: one[key] for one in point.without["requests"]}
+    return sum(one[key] > told[one["author"]] for one in point.record["requests"])
+
+
+def _values(point: Point, key: str) -> list[float]:
+    return [one[key] for one in point.record["requests"]]
 
 
 def _taught(record: Record) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .columns import FORGOTTEN, REST, Column
+from .columns import FORGOTTEN, REST, SAID, Column
 
 
 def page(data: Mapping[str, Any], note: str) -> str:
@@ -24,6 +24,10 @@ def page(data: Mapping[str, Any], note: str) -> str:
         "## Is each request forgotten?",
         "",
         *_table(data, FORGOTTEN),
+        "",
+        "## What is said instead?",
+        "",
+        *_table(data, SAID),
         "",
         "## Is the rest well, and does it come apart?",
         "",
@@ -53,14 +57,15 @@ def _table(data: Mapping[str, Any], columns: Sequence[Column], *last: str) -> It
 
 
 NOTES = (
-    "Median (lowest-highest) over seeds; a seed draws the order of the requests too. ES: extraction strength. Worst: "
-    "the request with the highest value. Rebound: a request's value in the stack less that of an adapter trained for "
-    "it alone on the bare base with the same seed (of `sum` where the method has none), for the request where that is "
-    "highest (0 or less: none came back). Neighbours: rows of other people, memorised and in no training set of any "
-    "adapter. Utility: harmonic mean of probability, ROUGE-L and truth score on kept, neighbours and world facts; of "
-    "persons: without the world's three. Rollback exact: a request was taken out of the stack; the rest has the digest "
-    "and, bit by bit, the logits of never having had it, and the bare base its own. Definitions: "
-    "`benchmarks/stack_protocol/`, `audits/metrics.py`."
+    "Median (lowest-highest) over seeds; a seed draws the order of the requests too. ES: extraction strength. "
+    "Worst: the request with the highest value. Rebound: a request's value in the stack less that of an adapter "
+    "trained for it alone on the bare base with the same seed (of `sum` where the method has none), for the request "
+    "where that is highest (0 or less: none came back). Alone: the mean of those single values. More than "
+    "retain-only: the number of requests above the retain-only model's own value for them. Neighbours: rows of "
+    "other people, memorised and in no training set of any adapter. Utility: harmonic mean of probability, ROUGE-L "
+    "and truth score on kept, neighbours and world facts; of persons: without the world's three. Rollback exact: a "
+    "request was taken out of the stack; the rest has the digest and, bit by bit, the logits of never having had "
+    "it, and the bare base its own. Definitions: `benchmarks/stack_protocol/`, `audits/metrics.py`."
 )
 
 

@@ -1,4 +1,4 @@
-"""The curve as a drawing: three panels over N, a line a method, a band from the lowest to the highest seed."""
+"""The curve as a drawing: four panels over N, a line a method, a band from the lowest to the highest seed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ LOOKS = (
     ("#CC79A7", "D"),
     ("#E69F00", "v"),
     ("#56B4E9", "P"),
+    ("#F0E442", "X"),
+    ("#000000", "*"),
+    ("#999999", "<"),
+    ("#7F3C8D", ">"),
 )
 
 
@@ -47,7 +51,8 @@ def plot(data: Mapping[str, Any], file: Path) -> None:
 
 
 def _panel(axis: Any, data: Mapping[str, Any], label: str) -> None:
-    for name, (colour, marker) in zip(dict.fromkeys(r["method"] for r in data["table"]), LOOKS, strict=False):
+    methods = list(dict.fromkeys(row["method"] for row in data["table"]))
+    for name, (colour, marker) in zip(methods, LOOKS[: len(methods)], strict=True):
         rows = [row for row in data["table"] if row["method"] == name and label in row["figures"]]
         if not rows:
             continue

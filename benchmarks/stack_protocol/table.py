@@ -24,8 +24,8 @@ def write(out: Path, curves: Sequence[Curve], *, command: str, note: str) -> dic
     ]
     bases = list({curve.base: curve for curve in curves}.values())
     ends = [
-        _ends("before (N = 0)", [curve.before for curve in bases]),
-        _ends("retain-only model", [curve.without for curve in bases]),
+        _ends("before (N = 0)", [(curve.before, curve.without) for curve in bases]),
+        _ends("retain-only model", [(curve.without, curve.without) for curve in bases]),
     ]
     records = [record for curve in curves for record in curve.stacks.values()]
     data = {
@@ -53,7 +53,9 @@ def summaries(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for n in sorted({n for curve in curves for n in curve.stacks}):
         points = [
-            Point(n, curve.stacks[n], curve.singles, curve.before) for curve in curves if n in curve.stacks
+            Point(n, curve.stacks[n], curve.singles, curve.before, curve.without)
+            for curve in curves
+            if n in curve.stacks
         ]
         figures = {
             label: _spread([value for p in points if (value := figure(p)) is not None])
@@ -85,8 +87,8 @@ def _training(curves: Sequence[Curve]) -> dict[str, str]:
     return found
 
 
-def _ends(name: str, records: Sequence[Record]) -> dict[str, Any]:
-    points = [Point(0, record, {}, record) for record in records]
+def _ends(name: str, records: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+    points = [Point(0, record, {}, record, without) for record, without in records]
     figures = {
         label: _spread([v for point in points if (v := figure(point)) is not None])
         for label, figure, _ in COLUMNS

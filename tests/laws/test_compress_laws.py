@@ -77,10 +77,11 @@ def test_a_budget_is_met_with_as_few_directions_as_can_be(stack: Stack, error: f
         made = compress(parts, root / "out", error=error)
         assert made.error <= error + 1e-6
         values = sorted(float(s) ** 2 for value in wanted.values() for s in torch.linalg.svdvals(value))
-        budget, fewest = (error * norm(wanted)) ** 2, len(values)
+        # A hair less of a budget than was asked for: what is on its border, to rounding, may be kept.
+        budget, fewest = (error**2 - 1e-9) * norm(wanted) ** 2, len(values)
         for value in values:
             budget -= value
-            if budget < -1e-9 * norm(wanted) ** 2:
+            if budget < 0:
                 break
             fewest -= 1
         assert sum(made.ranks.values()) <= max(fewest, 1) + 1  # one on the border, to rounding

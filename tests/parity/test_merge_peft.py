@@ -13,7 +13,7 @@ from adapter_files import contents
 from model_kit import logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from efface.adapters import load_base
 from efface.adapters.compose import Part
@@ -259,38 +259,6 @@ def test_what_is_hashed_is_what_was_merged(base: Path, parts: list[Part], tmp_pa
     assert (merged.base, merged.fingerprint) == (before, wanted)
 
 
-def test_gpt2_quantized_is_what_transformers_quantizes(tiny_llama: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    GPT2LMHeadModel(
-        GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=64, n_positions=32)
-    ).save_pretrained(tmp_path / "gpt2")
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
-    lora = Part(adapter(model, tmp_path / "lora", 3, target_modules=["c_attn"], fan_in_fan_out=True))
-    plain = merge(tmp_path / "gpt2", [lora], tmp_path / "plain")
-    stored = merge(tmp_path / "gpt2", [lora], tmp_path / "stored", requantize="nf4")
-    assert torch.equal(logits(load_base(stored.path).model), logits(load_base(plain.path).model))
-    from bitsandbytes import functional as bnb
-
-    quantized = load_base(tmp_path / "gpt2").model.get_submodule("transformer.h.0.mlp.c_fc").weight
-    exact = bnb.dequantize_4bit(quantized.data, quantized.quant_state).float()
-    weight = load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
-    assert torch.equal(as_computed(weight, "nf4", turned=True), exact.T)
-
-
-def test_gpt2_keeps_its_matrices_turned(tiny_llama: Path, tmp_path: Path) -> None:
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=64, n_positions=32)
-    torch.manual_seed(0)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2")
-    lora = adapter(model, tmp_path / "lora", 3, target_modules=["c_attn"], fan_in_fan_out=True)
-    expected = logits(peft_merged(tmp_path / "gpt2", [Part(lora)]))
-    merged = merge(tmp_path / "gpt2", [Part(lora)], tmp_path / "out")
-    found = logits(AutoModelForCausalLM.from_pretrained(merged.path))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
 def _no_index_entry(base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
     (base / "model.safetensors").unlink()
@@ -346,17 +314,47 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "two"]
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-def test_a_tied_head_is_refused(base: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    if "lm_head.weight" in load_file(base / "model.safetensors"):
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
-        model.save_pretrained(base)
-    untied = AutoModelForCausalLM.from_pretrained(base)
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_tied_head_is_refused(base: Path, tmp_path: Path, twice: bool) -> None:
+    """Also where it is stored beside the embedding: vLLM would drop its delta, transformers would not."""
+    untied = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    torch.nn.init.normal_(untied.lm_head.weight)
+    untied.save_pretrained(base)
     lora = adapter(untied, tmp_path / "lora", 4, target_modules=["lm_head"])
-    with pytest.raises(AdapterError, match=r"shares its weight|base_layer"):
+    merge(base, [Part(lora)], tmp_path / "untied")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tensors = load_file(base / "model.safetensors")
+    assert "lm_head.weight" in tensors
+    if not twice:
+        del tensors["lm_head.weight"]
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BaseMismatch, match="shares its weight with the embedding"):
         merge(base, [Part(lora)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tensor", ["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"])
+@pytest.mark.parametrize("form", [None, "nf4"])
+def test_a_base_that_is_not_finite_is_refused_wherever_it_is(
+    base: Path, parts: list[Part], tmp_path: Path, form: str | None, tensor: str
+) -> None:
+    tensors = load_file(base / "model.safetensors")
+    tensors[tensor].view(-1)[3] = float("nan")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{tensor}: expected finite weights in the base, got 1 NaN"):
+        merge(base, parts, tmp_path / "out", requantize=form)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{"requantize": "int8"}, {"onto": "nf4"}])
+def test_nothing_is_quantized_by_guessing_at_names(
+    base: Path, parts: list[Part], tmp_path: Path, options: dict[str, str]
+) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "mixtral"}))
+    with pytest.raises(ModelError, match=r"quantized layers efface knows \(.*llama.*got 'mixtral'"):
+        merge(base, parts, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ from efface.adapters import Part, compose, load_base
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from stack_protocol.columns import SAID
 from stack_protocol.data import People, load_people
 from stack_protocol.generated import PER_PERSON, TEMPLATE, generated_people
 from stack_protocol.make import Bench, members
@@ -127,7 +128,7 @@ def curve(seed: int, *stacked: float, base: str = "sha256:0") -> Curve:
     singles = {i: {"requests": [{"author": i, **figures(0.1)}]} for i in range(len(stacked))}
     training = [{"cpu_seconds": 60.0, "steps": 30}]
     stacks = {len(stacked): record(*stacked, utility=0.4)}
-    before, without = record(*[0.9] * len(stacked)), record(0.1)
+    before, without = record(*[0.9] * len(stacked)), record(*[0.1] * len(stacked))
     key = series("sum", seed, 16).key
     return Curve(METHODS["sum"], seed, key, PEOPLE, base, before, without, stacks, singles, training)
 
@@ -151,12 +152,37 @@ def test_the_page_and_the_plot_come_from_the_same_data(tmp_path: Path) -> None:
     data = write(tmp_path, curves, command="the command", note="N.")
     text = (tmp_path / "stack-cpu.md").read_text()
     assert text == page(data, "N.")
-    assert "| sum | 2 | 2 | 0.200 | 0.250 (0.200–0.300) | 0.150 (0.100–0.200) |" in text
+    assert "| sum | 2 | 2 | 0.200 | 0.100 | 0.250 (0.200–0.300) | 0.150 (0.100–0.200) | 2 (1–2) |" in text
     assert "2/2 |" in text
     assert "memorised 2 times, once a machine" in text
     drawn = (tmp_path / "stack-cpu.svg").read_bytes()
     plot(data, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == drawn
+
+
+def test_what_is_said_is_held_against_each_requests_own(tmp_path: Path) -> None:
+    whole = curve(0, 0.1, 0.3)
+    told = whole.stacks[2]["requests"]
+    stacked = {**whole.stacks[2], "requests": [{**told[0], "rouge_l": 0.7}, {**told[1], "rouge_l": 0.3}]}
+    (row,) = summaries([replace(whole, stacks={2: stacked})])
+    found = {name: row["figures"][name]["median"] for name, _, _ in SAID}
+    assert found == pytest.approx(
+        {
+            "ROUGE-L": 0.5,
+            "ROUGE-L alone": 0.4,
+            "worst ROUGE-L": 0.7,
+            "worst rebound in ROUGE-L": 0.3,
+            "more ROUGE-L than retain-only": 1,
+            "fluency": 5.0,
+        }
+    )
+
+
+def test_every_method_is_drawn(tmp_path: Path) -> None:
+    curves = [replace(curve(0, 0.1, 0.3), method=method) for method in METHODS.values()]
+    write(tmp_path, curves, command="the command", note="")
+    drawn = (tmp_path / "stack-cpu.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in METHODS)
 
 
 def test_a_record_comes_back_as_it_was_and_is_not_run_again(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ ORIGINAL = b"the base's weights"
 def base(tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer.json").write_text("{}")
     weights({UP: torch.ones(8, 8), EMBED: torch.ones(16, 8)}, folder / "model.safetensors")
     return folder

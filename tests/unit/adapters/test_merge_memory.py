@@ -64,7 +64,7 @@ def checkpoint(folder: Path, copies: int) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         listed |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer.json").write_text("{}")
 
 

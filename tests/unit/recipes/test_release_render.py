@@ -1,14 +1,16 @@
 """Releases with a render of their own: what a server's slot holds, and what no server loads."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compaction_kit import SUBJECTS, WHY, drawn, opened, recipe, sealed
 from registry_kit import contents
 
-from efface.adapters import Part, read_adapter
+from efface.adapters import Part, delta, read_adapter
 from efface.adapters.compress import compress
 from efface.recipes import (
     Bench,
@@ -78,6 +80,26 @@ def stack(bench: Bench, *adapters: Adapter, render: str = "cat") -> Any:
     base = bench.base
     parts = [(one.digest, "1") for one in adapters]
     return compose(base.fingerprint.digest, base.quantization, parts, render)
+
+
+def test_an_adapter_of_others_is_stacked_with_our_own(reg: Registry, bench: Bench, tmp_path: Path) -> None:
+    """Its author calls the base by another name; that it fits was found when it was registered."""
+    theirs = drawn(bench, tmp_path / "theirs", 1, rank=2, size=0.02)
+    config = json.loads((theirs / "adapter_config.json").read_text())
+    said = {"base_model_name_or_path": "org/model", "revision": "main", "task_type": None}
+    (theirs / "adapter_config.json").write_text(json.dumps(config | said))
+    (_, own), request = one_of(reg, bench, tmp_path, 0, rank=2), opened(reg, SUBJECTS[1])
+    foreign = sealed(reg, bench, theirs, [request])
+    made = render_composition(reg, stack(bench, own, foreign), tmp_path / "both")
+    both, parts = (
+        read_adapter(made),
+        [read_adapter(adapter_folder(reg, one.digest)) for one in (own, foreign)],
+    )
+    assert both.config.base_model_name_or_path == bench.base.fingerprint.digest
+    for name in both.modules:
+        torch.testing.assert_close(delta(both, name), sum(delta(part, name) for part in parts))
+    release = serve(reg, bench, stack(bench, own, foreign)).release
+    assert [one.outcome for one in path_findings(reg, release)] == ["passed"] * 3
 
 
 def serve(reg: Registry, bench: Bench, composition: Any) -> Any:
