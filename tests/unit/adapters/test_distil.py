@@ -1,5 +1,6 @@
 """Distillation of a stack into one LoRA: whose answers are learnt, by what, and what stays as it was."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from model_kit import PAD, fill_lora, full_logps, logits
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from efface.adapters import AdapterError, Encoded, TrainingError, attach, collate, detach, load_base, save
 from efface.adapters.compose import Part, compose
@@ -120,10 +122,26 @@ def test_the_same_seed_gives_the_same_bytes(
     assert cache.kept
 
 
+def without_a_layer(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    assert 0 < len(kept) < len(tensors)
+    save_file(kept, weights, metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = [name for name in config["target_modules"] if ".layers.1." not in name]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 def test_starting_from_a_lora_is_that_lora(
     base: Any, stack: Path, student: PeftModel, rows: tuple[Encoded, ...], tmp_path: Path
 ) -> None:
+    """Whatever the student learnt before, also on a layer that the LoRA is not on."""
     smaller = compress([Part(stack)], tmp_path / "small", rank=3)
+    without_a_layer(smaller.path)
+    for name, parameter in student.named_parameters():
+        if "lora_B.default" in name:
+            torch.nn.init.normal_(parameter)
     start_from(student, smaller.path)
     student_alone(student)
     student.eval()
