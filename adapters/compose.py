@@ -147,7 +147,8 @@ def write(stack: Stack, folder: Path) -> dict[str, str]:
     with ExitStack() as files:
         readers = [files.enter_context(open_tensors(part.adapter.path)) for part in stack.parts]
         read = readers[0] if stack.is_identity else stacked_reader(stack, readers)
-        weights = write_atomic(folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(stack.modules), read))
+        chunks = safetensors_chunks(tensor_specs(stack.modules), read, own=not stack.is_identity)
+        weights = write_atomic(folder / WEIGHTS_NAME, chunks)
     require_unchanged(stack)
     return {CONFIG_NAME: write_atomic(folder / CONFIG_NAME, [text]), WEIGHTS_NAME: weights}
 
@@ -286,17 +287,21 @@ def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> 
             for part, reader in zip(parts, readers, strict=True)
             if name in part.adapter.modules
         ]
-        if is_a:
-            return torch.cat([_scaled(reader(key), part, name) for part, reader in having], dim=0)
-        return torch.cat([reader(key).float() for _, reader in having], dim=1)
+        if not is_a:
+            return torch.cat([reader(key).float() for _, reader in having], dim=1)
+        spec = stack.modules[name].a
+        rows = torch.empty(spec.shape, dtype=torch.float32)
+        sizes = [part.adapter.modules[name].rank for part, _ in having]
+        for (part, reader), place in zip(having, rows.split(sizes), strict=True):
+            _scale(reader(key), float(part.weight) * part.adapter.modules[name].scaling, place)
+        return rows
 
     return read
 
 
-def _scaled(a: Tensor, part: Weighted, name: str) -> Tensor:
-    factor = float(part.weight) * part.adapter.modules[name].scaling
-    if factor == 1.0:
-        return a.float()
-    if float(np.float32(factor)) == factor:
-        return a.float() * factor  # the product of two float32 is rounded once either way
-    return (a.double() * factor).float()
+def _scale(a: Tensor, factor: float, out: Tensor) -> None:
+    """``a`` times ``factor`` into ``out``, each value rounded once to float32."""
+    if a.dtype == torch.float32 and float(np.float32(factor)) == factor:
+        torch.mul(a, factor, out=out)  # the product of two float32 is rounded once either way
+    else:
+        out.copy_(a.double() * factor)

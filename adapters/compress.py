@@ -241,7 +241,7 @@ def write_factors(stack: Stack, kept: Factors, folder: Path) -> dict[str, str]:
     config = replace(stack.config, lora_alpha=largest, use_rslora=False)
     text = config_bytes(canonical_config(config, modules))
     weights = write_atomic(
-        folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(modules), tensors.__getitem__)
+        folder / WEIGHTS_NAME, safetensors_chunks(tensor_specs(modules), tensors.__getitem__, own=True)
     )
     require_unchanged(stack)
     return {CONFIG_NAME: write_atomic(folder / CONFIG_NAME, [text]), WEIGHTS_NAME: weights}

@@ -29,7 +29,15 @@ from .lora_files import (
 )
 from .patterns import exceptions, resolve
 from .peft_config import AdapterConfig, config_bytes, parse_config
-from .tensors import DTYPES, TensorSpec, canonical_digest, digest_bytes, digest_chunks, safetensors_chunks
+from .tensors import (
+    DTYPES,
+    Chunk,
+    TensorSpec,
+    canonical_digest,
+    digest_bytes,
+    digest_chunks,
+    safetensors_chunks,
+)
 
 _LONGEST_NAME = 256
 _KEY = re.compile(r"base_model\.model\.([\w-]+(?:\.[\w-]+)*)\.lora_([AB])\.weight", re.ASCII)
@@ -213,7 +221,7 @@ def _require_shapes(weights: Path, module: str, a: TensorSpec, b: TensorSpec, ra
         )
 
 
-def _named(chunks: Iterator[bytes], weights: Path) -> Iterator[bytes]:
+def _named(chunks: Iterator[Chunk], weights: Path) -> Iterator[Chunk]:
     """Pass ``chunks`` on, with the file's name in front of what a bad tensor raises."""
     try:
         yield from chunks

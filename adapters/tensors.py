@@ -62,10 +62,14 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(names[0], tuple(tensor.shape))
 
 
-def safetensors_chunks(specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]) -> Iterator[bytes]:
+def safetensors_chunks(
+    specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], *, own: bool = False
+) -> Iterator[Chunk]:
     """The canonical file for ``specs``, in pieces: the header, then each tensor as ``read`` gives it.
 
-    Raises `InvalidAdapter` when ``read`` returns a tensor of another shape or dtype, or values not finite.
+    ``own``: what ``read`` gives is memory that nobody else writes to, and needs no copy. Of a mapped file that is not
+    so: what is written and what is hashed would be two looks at it. Raises `InvalidAdapter` when ``read`` returns a
+    tensor of another shape or dtype, or values not finite.
     """
     names = sorted(specs, key=lambda name: (_ORDER[specs[name].dtype], name))
     yield _header({name: specs[name] for name in names})
@@ -73,7 +77,8 @@ def safetensors_chunks(specs: Mapping[str, TensorSpec], read: Callable[[str], Te
         tensor = read(name)
         require_spec(name, tensor, specs[name])
         require_finite(name, tensor)
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield raw.data if own else raw.tobytes()
 
 
 def canonical_digest(file: Path, specs: Mapping[str, TensorSpec]) -> str | None:
