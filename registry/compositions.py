@@ -30,8 +30,9 @@ def compose(
     """
     weighted = [_part(part) for part in parts]
     parse_render(render)
-    if len({part.adapter for part in weighted}) != len(weighted):
-        raise InvalidInput("each adapter once", "one that is named twice", "Add up its weights.")
+    named = [part.adapter for part in weighted]
+    if twice := sorted({one for one in named if named.count(one) > 1}):
+        raise InvalidInput("each adapter once", f"{', '.join(twice)} twice", "Add up its weights.")
     kept = tuple(sorted((p for p in weighted if p.weight != "0"), key=lambda part: part.adapter))
     return Composition(
         base=checks.token(base, "base", 200),

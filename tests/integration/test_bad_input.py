@@ -12,6 +12,7 @@ from adapter_files import plain
 from cli_kit import FORGET, NEIGHBOURS, RETAIN, SECOND, Ran, efface, jsonl, recipe_file
 from registry_kit import contents
 
+from efface.adapters.model import fingerprint
 from efface.registry import Registry, adapter_folder, list_adapters
 
 CANARY = "zebra-zeppelin"
@@ -95,6 +96,8 @@ def bad_models(at: Place) -> None:
     other = Path(shutil.copytree(at.model, at / "other-model"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    words = Path(shutil.copytree(at.model, at / "other-tokenizer")) / "tokenizer_config.json"
+    words.write_text(json.dumps({**json.loads(words.read_text()), "added": "anything"}))
     (at / "no-model").mkdir()
     (at / "no-model" / "notes.txt").write_text("nothing")
     weights = Path(shutil.copytree(at.model, at / "truncated-model")) / "model.safetensors"
@@ -422,7 +425,7 @@ def test_a_model_to_fetch(place: Place) -> None:
     assert "smollm2-135m" in refused(place, ["model", "fetch", GONE], None).err
 
 
-@pytest.mark.parametrize("using", ["other-model", "another precision"])
+@pytest.mark.parametrize("using", ["other-model", "other-tokenizer", "another precision"])
 @pytest.mark.parametrize(
     "verb",
     [
@@ -435,11 +438,12 @@ def test_a_model_to_fetch(place: Place) -> None:
     ids=" ".join,
 )
 def test_a_base_that_is_not_the_adapters(place: Place, verb: list[object], using: str) -> None:
-    model = place / "other-model" if using == "other-model" else place.model
-    more = [] if using == "other-model" else ["--set", "quantization=bf16"]
+    model = place.model if using == "another precision" else place / using
+    more = ["--set", "quantization=bf16"] if using == "another precision" else []
     err = refused(place, [*verb, *place.using(model), *more]).err
-    assert "the adapters were made for base sha256:" in err
-    assert "give the base they were trained on, at that precision" in err
+    theirs, own, given = fingerprint(place.model).digest, "fp32", "bf16" if more else "fp32"
+    assert f"the adapters were made for base {theirs} at {own}" in err
+    assert f"at {given} is {fingerprint(model).digest}: give the base they were trained on" in err
 
 
 def test_an_adapter_on_another_base(place: Place) -> None:
