@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from cli_kit import FORGET, RETAIN, SECOND, checked, efface, jsonl, recipe_file, stopped
+from model_kit import wide
 from registry_kit import contents
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from efface.adapters import read_adapter
 from efface.adapters.folder import delta
+from efface.adapters.merge import as_computed
 from efface.adapters.model import fingerprint
 from efface.registry import Registry, adapter_folder
 
@@ -192,3 +194,32 @@ def test_a_shard_that_is_missing_or_cut_is_no_other_base(
     assert said in shown
     assert "adapters were trained on" not in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_channel_trained_on_nf4_is_merged_onto_what_that_computes_with(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    """`--base dequantized`: every linear layer becomes the 4-bit one's own, those with an adapter plus their change."""
+    at, base = tmp_path, wide(tiny_llama, tmp_path / "base")
+    recipe_file(at / "loose.yaml", learning_rate=0.05, quantization="nf4")
+    jsonl(at / "retain.jsonl", RETAIN)
+    jsonl(at / "one.jsonl", FORGET)
+    files = ("--forget", at / "one.jsonl", "--retain", at / "retain.jsonl")
+    checked(at / "registry", "request", "open", *files, "--basis", "test")
+    checked(at / "registry", "unlearn", ONE, *using(at, base))
+    checked(at / "registry", "release", "create", "prod", "--add", ONE, *using(at, base))
+    words = ("--out", at / "out", "--base", "dequantized", "--precision", "bf16", *using(at, base))
+    done = checked(at / "registry", "merge", "prod", *words)
+    assert done["onto"] == record_of(at / "out")["onto"] == "nf4"
+    with Registry.open(at / "registry") as reg:
+        shown = checked(at / "registry", "release", "show", "prod")
+        served = read_adapter(adapter_folder(reg, shown["rendered"]))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, at / "out"))
+    linear = [name for name in before if name.endswith("_proj.weight")]
+    assert {name.removesuffix(".weight") for name in linear} >= set(served.modules)
+    for name in linear:
+        wanted = as_computed(before[name], "nf4").float()
+        if (module := name.removesuffix(".weight")) in served.modules:
+            wanted += delta(served, module)
+        torch.testing.assert_close(after[name].float(), wanted, rtol=2**-8, atol=0)  # half a step of bf16
+        assert not torch.equal(after[name], before[name])
