@@ -72,8 +72,9 @@ def compress(
     """Write the weighted sum of ``parts`` as one PEFT LoRA folder ``out`` of fewer ranks, whole or not at all.
 
     ``rank``: at most so many per module. ``error``: the largest relative Frobenius error of the whole, in [0, 1);
-    with it, as few ranks as meet it. With neither it drops only what is zero. Memory: what is kept, in float64, and
-    one module. Raises as `compose` does, and `CompositionError` for a bad budget, or one that ``rank`` cannot meet.
+    with it, as few ranks as meet it. With neither it drops only what is zero. Memory: ``rank`` directions of each
+    module (without a ``rank`` all of them), in float64, and one module. Raises as `compose` does, and
+    `CompositionError` for a bad budget, or one that ``rank`` cannot meet.
     """
     require_free(out)
     stack = plan(parts)
