@@ -1,4 +1,4 @@
-"""The stacking curve: `python benchmarks/stack.py prepare|run|table [--data DIR]`.
+"""The stacking curve: `python benchmarks/stack.py prepare|run|table|overlap [--data DIR]`.
 
 N forget requests (a person each, twenty questions about everybody) on one small model: adapters trained apart and
 summed, or in the other ways of `stack_protocol/method.py`, for N = 1, 2, 4, 8, 16 and three seeds. Does every request
@@ -9,7 +9,8 @@ The persons are generated (`stack_protocol/generated.py`); with DIR, a folder of
 memorises the rows (once, cached), `run` trains adapters and measures stacks (adapters and figures are kept in the
 cache, so that it can be interrupted, and run for several seeds at once; the figures of a method and seed also as a
 record in benchmarks/results/stack, and what is there is not run again, so that machines can share the work), `table`
-writes benchmarks/results/stack-cpu.md, .json and .svg from the records. Progress on stderr, JSON on stdout.
+writes benchmarks/results/stack-cpu.md, .json and .svg from the records, and `overlap` stack-overlap.md and .json: what
+overlap of the cached adapters says beforehand, against what their stacks did. Progress on stderr, JSON on stdout.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from typing import Any
 
 from rich.console import Console
 from stack_protocol.data import People, load_people
+from stack_protocol.forecast import compared
+from stack_protocol.forecast import page as overlap_page
 from stack_protocol.generated import TEMPLATE, generated_people
-from stack_protocol.make import Bench, members
+from stack_protocol.make import Bench, members, place
 from stack_protocol.measure import alone, bare, stack
 from stack_protocol.method import METHODS, Series, series
 from stack_protocol.records import Curve, file_name, is_whole, keep, read
@@ -109,6 +112,29 @@ def table(given: argparse.Namespace) -> dict[str, Any]:
     if not curves:
         raise SystemExit(f"no records in {_records(given)}: expected those of `stack.py run`")
     return write(given.out, curves, command=_spelled(given), note=given.note)
+
+
+def overlap(given: argparse.Namespace) -> dict[str, Any]:
+    """Write what overlap of the adapters forecast of the largest stack of each series, and what that did."""
+    people, n = _people(given), max(given.counts)
+    rows: list[dict[str, Any]] = []
+    for one in (some for some in _asked(given, people) if some.method.kind == "independent"):
+        file = _record(given, one)
+        if not is_whole(file, one, [n], people.name):
+            raise SystemExit(f"no record of {_label(one)} at N = {n}: expected that of `stack.py run`")
+        curve = read(file)
+        kept = place(given.cache, people, curve.base, one)
+        folders = {author: kept / f"author-{author:02d}" for author in one.order[:n]}
+        if absent := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+            raise SystemExit(f"expected the adapters of {_label(one)} in the cache, got none at {absent[0]}")
+        _timed(_label(one), lambda c=curve, f=folders: rows.append(compared(c, f, n)))
+    command = _spelled(given).replace("stack.py run", "stack.py overlap")
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "stack-overlap.json").write_text(
+        json.dumps({"command": command, "rows": rows}, indent=1) + "\n"
+    )
+    (given.out / "stack-overlap.md").write_text(overlap_page(rows, command))
+    return {"compared": [f"{row['method']}, seed {row['seed']}" for row in rows]}
 
 
 def _curve(
@@ -214,12 +240,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     commands.add_parser("prepare", parents=[common]).set_defaults(command=prepare)
     commands.add_parser("run", parents=[choice]).set_defaults(command=run)
-    writing = commands.add_parser("table", parents=[choice])
-    writing.add_argument("--out", type=Path, default=RESULTS)
-    writing.add_argument(
-        "--note", default="", help="what else a reader of the page has to know of these runs"
-    )
-    writing.set_defaults(command=table)
+    for name, command in (("table", table), ("overlap", overlap)):
+        writing = commands.add_parser(name, parents=[choice])
+        writing.add_argument("--out", type=Path, default=RESULTS)
+        writing.add_argument(
+            "--note", default="", help="what else a reader of the page has to know of these runs"
+        )
+        writing.set_defaults(command=command)
     return parser
 
 

@@ -49,8 +49,12 @@ class Bench:
 
     def folder(self, series: Series) -> Path:
         """Where a series is kept: another base, other rows or settings are another folder."""
-        digest = self.base.fingerprint.digest.removeprefix("sha256:")[:12]
-        return self.cache / "stack" / f"{self.people.digest}-{digest}" / series.folder
+        return place(self.cache, self.people, self.base.fingerprint.digest, series)
+
+
+def place(cache: Path, people: People, base: str, series: Series) -> Path:
+    """Where ``cache`` keeps a series on the ``base`` of this digest."""
+    return cache / "stack" / f"{people.digest}-{base.removeprefix('sha256:')[:12]}" / series.folder
 
 
 def members(bench: Bench, series: Series, count: int) -> list[Path]:
