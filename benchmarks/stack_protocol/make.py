@@ -64,7 +64,11 @@ def members(bench: Bench, series: Series, count: int) -> list[Path]:
     if series.of is not None:
         apart = members(bench, series.of, count)
         authors = series.order[:count]
-        return apart if count == 1 else [*apart, _made(bench, series, f"balance-{count}", authors, apart)]
+        return (
+            apart
+            if count == 1 or series.method.kind == "compressed"
+            else [*apart, _made(bench, series, f"balance-{count}", authors, apart)]
+        )
     found: list[Path] = []
     for author in series.order[:count]:
         found.append(_made(bench, series, f"author-{author:02d}", (author,), tuple(found)))

@@ -21,6 +21,7 @@ from tofu_protocol.evaluate import METHOD, Answered, kept, score
 from transformers import PreTrainedModel
 
 from efface.adapters import Part, compose, detach, encode, load
+from efface.adapters.compress import compress
 from efface.audits import (
     answer_probability,
     answer_rows,
@@ -34,7 +35,7 @@ from efface.audits.truth import model_utility
 
 from .data import People
 from .make import Bench, members
-from .method import Series
+from .method import COMPRESSED, Series
 
 Model = PreTrainedModel | PeftModel
 Record = Mapping[str, Any]
@@ -49,10 +50,12 @@ def stack(bench: Bench, series: Series, count: int) -> Record:
     folders = members(bench, series, count)
     with tempfile.TemporaryDirectory(prefix="efface-stack-") as scratch:
         started = time.perf_counter()
-        composed = compose([Part(folder) for folder in folders], Path(scratch) / "stack")
+        parts, out = [Part(folder) for folder in folders], Path(scratch) / "stack"
+        smaller = series.method.kind == "compressed"
+        composed = compress(parts, out, rank=COMPRESSED) if smaller else compose(parts, out)
         seconds = time.perf_counter() - started
         figures = measured(bench, composed.path, series.order[:count], sides=True)
-        independent = series.apart.method.kind == "independent" and count > 1
+        independent = series.apart.method.kind == "independent" and count > 1 and not smaller
         # A balance goes with whatever goes: what is left is what it would be without the request.
         exact = comes_apart(bench, folders[:count], Path(scratch), series.seed) if independent else None
     return _keep(

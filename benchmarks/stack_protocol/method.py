@@ -11,10 +11,13 @@ from tofu_protocol.data import short_digest
 
 from efface.recipes import Recipe, load_recipe
 
-Kind = Literal["independent", "sequential", "together", "balanced"]
+Kind = Literal["independent", "sequential", "together", "balanced", "compressed"]
 
 # Tuned on one author: half the rows of forget01 want fewer steps, and smaller, faster ones forget as much here.
 SETTINGS = ("steps=24", "retain_batch=4", "learning_rate=1e-3", "stop.every=8", "stop.patience=3")
+
+COMPRESSED = 64
+"""Four of the sixteen ranks' worth of a request: what serving N of them then costs does not grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Method:
     """``independent``: an adapter a request, trained on the bare base, then summed. ``sequential``: each trained on
     the stack so far (its ``trained_on``). ``together``: one adapter for all N at once, for every N anew. ``balanced``:
     the adapters of the independent method ``of``, and from N = 2 on a balance (`efface.recipes.balance`), for every N
-    anew.
+    anew. ``compressed``: those adapters as one of rank `COMPRESSED` (`efface.adapters.compress`), which trains nothing.
 
     ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
     request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
@@ -77,6 +80,12 @@ METHODS = {
         ),
         Method(
             "contrast-balanced", "balanced", about="contrast, and a balance of the whole stack", of="contrast"
+        ),
+        Method(
+            "contrast-compressed",
+            "compressed",
+            about=f"contrast, the stack as one adapter of rank {COMPRESSED}",
+            of="contrast",
         ),
         Method("balanced", "balanced", about="sum, and a balance of the whole stack", of="sum"),
         Method("sequential", "sequential", about="each on top of those before"),

@@ -218,7 +218,9 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
         read(tmp_path / "sum-s0.json")
 
 
-@pytest.mark.parametrize("name", ["sum", "contrast", "contrast-balanced", "sequential", "together"])
+@pytest.mark.parametrize(
+    "name", ["sum", "contrast", "contrast-balanced", "contrast-compressed", "sequential", "together"]
+)
 def test_every_way_to_a_stack_trains_composes_and_is_kept(
     name: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -238,4 +240,4 @@ def test_every_way_to_a_stack_trains_composes_and_is_kept(
     assert members(here, way, 2) == first
     assert before == {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
     assert compose([Part(path) for path in first], tmp_path / "composed").rank > 0
-    assert not any(path.name.startswith(".") for path in here.folder(way).iterdir())
+    assert not any(path.name.startswith(".") for path in here.folder(way.apart).iterdir())
