@@ -14,7 +14,7 @@ from dataclasses import replace
 from tofu_protocol.data import Row, draw
 
 from .data import People
-from .facts import ABOUT, FIRST, LAST, WORLD
+from .facts import ABOUT, FIRST, LAST, THINGS, WORLD
 
 PER_PERSON = len(ABOUT)
 _WRONG = 3
@@ -34,12 +34,31 @@ def generated_people(*, persons: int = 16, others: int = 8, kept: int = 20, neig
             f"expected at most {min(len(FIRST), len(LAST))} persons in all, got {total}: ask for fewer"
         )
     chance = random.Random(0)
-    names = list(zip(chance.sample(FIRST, total), chance.sample(LAST, total), strict=True))
+    names = _names(total, chance)
     rows = [_person(f"person-{i:02d}", " ".join(name), chance) for i, name in enumerate(names)]
     forget, stay, near = rows[:persons], rows[persons : persons + others], rows[persons + others :]
     retain = tuple(row for one in stay for row in one)
     beside = draw([row for one in near for row in one], neighbours * PER_PERSON // 2)
     return People(tuple(forget), retain, draw(retain, kept), beside, world(), "generated persons", 24)
+
+
+def strangers(*, persons: int = 6, known: int = 26) -> tuple[Row, ...]:
+    """The same questions about ``persons`` of whom nothing is said anywhere, and questions about things: no answers.
+
+    ``known``: how many `generated_people` made; none of these shares a first or last name with them.
+    """
+    used = _names(known, random.Random(0))
+    first = [name for name in FIRST if name not in {one for one, _ in used}]
+    last = [name for name in LAST if name not in {other for _, other in used}]
+    if persons > (most := min(len(first), len(last))):
+        raise SystemExit(f"expected at most {most} strangers, got {persons}: ask for fewer")
+    names = [f"{one} {other}" for one, other in zip(first, last, strict=False)][:persons]
+    asked = [question.format(name=name) for name in names for question, *_ in ABOUT]
+    return tuple(Row(f"own-{i:03d}", question, "", "", ()) for i, question in enumerate((*asked, *THINGS)))
+
+
+def _names(total: int, chance: random.Random) -> list[tuple[str, str]]:
+    return list(zip(chance.sample(FIRST, total), chance.sample(LAST, total), strict=True))
 
 
 def world() -> tuple[Row, ...]:

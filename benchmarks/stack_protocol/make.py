@@ -31,7 +31,9 @@ from efface.adapters.encode import eos_id, pad_id
 from efface.recipes.balance import RANK, STEPS, balancing
 
 from .data import People
+from .generated import strangers
 from .method import Series
+from .said import said
 
 MOST_STEPS = 150
 """Of one adapter for many requests, which has as many steps for each of them as one alone; it may stop before."""
@@ -118,7 +120,15 @@ def _balance(
     """As `efface release balance` trains it, the whole stack always on."""
     recipe = balancing(series.recipe, RANK, STEPS)
     series = replace(series, recipe=recipe)
-    return _trained(bench, series, authors, recipe.train_settings(), out, company=[stack])
+    own = _own_words(bench) if series.method.own else ()
+    return _trained(bench, series, authors, recipe.train_settings(), out, company=[stack], own=own)
+
+
+def _own_words(bench: Bench) -> tuple[Row, ...]:
+    """What the bare base says of those who are in none of the sets."""
+    rows = strangers()
+    answers = said(bench.base, bench.base.model, rows, bench.people.longest)
+    return tuple(replace(row, answer=text) for row, text in zip(rows, answers, strict=True) if text)
 
 
 def _trained(
@@ -131,6 +141,7 @@ def _trained(
     stacked: Path | None = None,
     before: Sequence[Path] = (),
     company: Sequence[Path] = (),
+    own: Sequence[Row] = (),
 ) -> dict[str, object]:
     base, recipe = bench.base, series.recipe
     forget = [row for author in authors for row in bench.people.authors[author]]
@@ -148,7 +159,7 @@ def _trained(
     try:
         if recipe.initialisation == "null_space":
             initialise_null_space(model, before)
-        encoded = _encoded(base, forget), _encoded(base, _retain(bench.people, series, authors))
+        encoded = _encoded(base, forget), _encoded(base, (*_retain(bench.people, series, authors), *own))
         if recipe.initialisation == "contrast":
             initialise_contrast(model, *encoded, pad_id=pad_id(base.tokenizer), seed=recipe.seed)
         result = train(

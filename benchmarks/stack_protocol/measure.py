@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from efface.adapters import Part, compose, detach, encode, load
 from efface.adapters.compress import compress
 from efface.audits import (
     answer_probability,
-    answer_rows,
     exact_memorization,
     extraction_strength,
     ngram_entropy,
@@ -36,6 +34,7 @@ from efface.audits.truth import model_utility
 from .data import People
 from .make import Bench, members
 from .method import COMPRESSED, Series
+from .said import said
 
 Model = PreTrainedModel | PeftModel
 Record = Mapping[str, Any]
@@ -128,7 +127,7 @@ def _forgotten(bench: Bench, model: Model, authors: Sequence[int]) -> list[dict[
     scored = teacher_forced(
         model, tokenizer, [encode(tokenizer, r.item(), chat=True, end=True) for r in rows], METHOD
     )
-    each = list(zip(rows, scored, _said(bench, model, rows), strict=True))
+    each = list(zip(rows, scored, said(bench.base, model, rows, bench.people.longest), strict=True))
     size = len(each) // len(authors)
     return [_request(each[start : start + size]) for start in range(0, len(each), size)]
 
@@ -144,24 +143,16 @@ def _request(found: Sequence[tuple[Row, Scored, str]]) -> dict[str, float]:
 
 
 def _stays(bench: Bench, model: Model, rows: Sequence[Row]) -> dict[str, Any]:
-    said = _said(bench, model, rows)
+    answers = said(bench.base, model, rows, bench.people.longest)
     found = [
         Answered(row, *score(model, bench.base.tokenizer, row), text)
-        for row, text in zip(rows, said, strict=True)
+        for row, text in zip(rows, answers, strict=True)
     ]
     return kept(found, choice=rows is bench.people.world)
 
 
 def _rows(people: People, side: str) -> tuple[Row, ...]:
     return {"kept": people.kept, "neighbours": people.neighbours, "world": people.world}[side]
-
-
-def _said(bench: Bench, model: Model, rows: Sequence[Row]) -> list[str]:
-    tokenizer = bench.base.tokenizer
-    prompts = [encode(tokenizer, row.item(), chat=True).prompt for row in rows]
-    method = replace(METHOD, max_new_tokens=bench.people.longest)
-    answers = answer_rows(model, tokenizer, prompts, method)
-    return [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
 
 
 @contextmanager

@@ -27,8 +27,10 @@ class Method:
     the adapters of the independent method ``of``, and from N = 2 on a balance (`efface.recipes.balance`), for every N
     anew. ``compressed``: those adapters as one of rank `COMPRESSED` (`efface.adapters.compress`), which trains nothing.
 
-    ``excluded``: the rows of all requests stay out of every retain set (what efface does); else the retain rows of a
-    request also hold rows of the other authors, as many as there are, which its adapter then holds on to.
+    ``own``: its balance also keeps what the bare base itself says of strangers and of things, rows for which nobody has
+    to know an answer (`generated.strangers`). ``excluded``: the rows of all requests stay out of every retain set (what
+    efface does); else the retain rows of a request also hold rows of the other authors, as many as there are, which its
+    adapter then holds on to.
     ``overrides``: recipe settings of this method alone; where they look at registered adapters, those are the ones
     before it in the order. ``recipe``: the shipped one that it begins with.
     """
@@ -39,6 +41,7 @@ class Method:
     overrides: tuple[str, ...] = ()
     about: str = ""
     of: str = ""
+    own: bool = False
     recipe: str = "simnpo-answers"
 
     @property
@@ -82,6 +85,13 @@ METHODS = {
             "contrast-balanced", "balanced", about="contrast, and a balance of the whole stack", of="contrast"
         ),
         Method(
+            "contrast-balanced-own",
+            "balanced",
+            about="contrast, and a balance that also keeps the model's own words about strangers and things",
+            of="contrast",
+            own=True,
+        ),
+        Method(
             "contrast-compressed",
             "compressed",
             about=f"contrast, the stack as one adapter of rank {COMPRESSED}",
@@ -112,7 +122,9 @@ class Series:
     @property
     def key(self) -> str:
         """What decides its adapters, short."""
-        about = {key: value for key, value in asdict(self.method).items() if value or key != "of"}
+        about = {
+            key: value for key, value in asdict(self.method).items() if value or key not in ("of", "own")
+        }
         return short_digest([about, self.recipe.digest, self.order, *([self.of.key] if self.of else [])])
 
     @property

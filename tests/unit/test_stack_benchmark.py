@@ -219,7 +219,16 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sum", "contrast", "contrast-balanced", "contrast-compressed", "sequential", "together"]
+    "name",
+    [
+        "sum",
+        "contrast",
+        "contrast-balanced",
+        "contrast-balanced-own",
+        "contrast-compressed",
+        "sequential",
+        "together",
+    ],
 )
 def test_every_way_to_a_stack_trains_composes_and_is_kept(
     name: str, tiny_llama: Path, tmp_path: Path
@@ -235,7 +244,7 @@ def test_every_way_to_a_stack_trains_composes_and_is_kept(
     here = Bench(base, people, tmp_path, {})
     way = series(name, 0, 2, ["steps=2", "warmup_steps=0", "rank=2", "stop=null"])
     first = members(here, way, 2)
-    assert len(first) == {"together": 1, "contrast-balanced": 3}.get(name, 2)
+    assert len(first) == {"together": 1, "contrast-balanced": 3, "contrast-balanced-own": 3}.get(name, 2)
     before = {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
     assert members(here, way, 2) == first
     assert before == {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
