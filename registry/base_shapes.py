@@ -6,12 +6,13 @@ still taken for hostile: names stay in it, sizes are limited, and every header i
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from . import safetensors_file
 from .canon import parse
@@ -21,6 +22,7 @@ from .safetensors_file import Tensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 
 _THEN = "Pass the folder of a whole model in safetensors, as save_pretrained writes it."
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors", re.ASCII)
@@ -28,26 +30,53 @@ _INDEX_LIMIT, _MOST_SHARDS = 2**26, 4096
 _PACKED = (".qweight", ".weight_packed", ".quant_map", ".absmax")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _HEAD = "lm_head"
+_CONFIG_LIMIT = 2**22
+_TURNED = ("gpt2", "openai-gpt")
+"""Model types whose layers are Conv1D, stored as (in, out)."""
+_NOT_TURNED = (*_EMBEDDINGS, _HEAD, "wpe", "tokens_embed", "positions_embed")
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """The shape of each matrix `X.weight` of the checkpoint by X: (out, in) of a linear layer.
+    """The shape of each matrix `X.weight` of the checkpoint by X: (out, in) of a linear layer, however it is stored.
 
-    Embeddings are among them, as (vocabulary, width). A checkpoint without `lm_head.weight` has its head tied
-    to the embedding: `lm_head` then has the embedding's shape. Raises InvalidInput for anything but a model in
-    safetensors whose weights are not packed (a 4-bit checkpoint has lost its shapes).
+    That GPT-2 stores its layers as (in, out) its config says, by the model's type. Embeddings are among them, as
+    (vocabulary, width). A checkpoint without `lm_head.weight` has its head tied to the embedding: `lm_head` then has
+    the embedding's shape. Raises InvalidInput for anything but a model in safetensors whose weights are not packed (a
+    4-bit checkpoint has lost its shapes).
     """
     tensors = _tensors(Path(folder))
     if any(name.endswith(_PACKED) or ".quant_state." in name for name in tensors):
         raise InvalidInput(
             "a base with its shapes", "packed (quantized) weights", "Pass the base before that."
         )
-    shapes = {
+    stored = {
         name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
         for name, tensor in tensors.items()
         if name.endswith(".weight") and len(tensor.shape) == 2
     }
+    turned = _model_type(Path(folder)) in _TURNED
+    shapes = {
+        name: shape[::-1] if turned and name.rpartition(".")[2] not in _NOT_TURNED else shape
+        for name, shape in stored.items()
+    }
     return _with_head(shapes)
+
+
+def _model_type(folder: Path) -> str | None:
+    """What `config.json` calls the model; None where there is no such file, or it does not say."""
+    if not (folder / CONFIG).exists():
+        return None
+    source = Source(CONFIG, _THEN)
+    with _open(folder, source) as file:
+        text = file.read(_CONFIG_LIMIT + 1)
+    try:
+        value = json.loads(text) if len(text) <= _CONFIG_LIMIT else None
+    except (ValueError, RecursionError) as error:
+        raise source.bad("JSON", "no JSON") from error
+    if not isinstance(value, dict):
+        raise source.bad("a JSON object", "something else, or too large a file")
+    kind = cast("dict[str, object]", value).get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def _with_head(shapes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

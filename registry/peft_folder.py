@@ -98,18 +98,17 @@ def check_against(files: Mapping[str, bytes], shapes: Mapping[str, tuple[int, in
     """Raise InvalidInput unless each module is a matrix of the base of the right shape.
 
     `files` are those that `read` gave; `shapes` are the base's weights by module name as `base_shapes` reads
-    them: (out, in) of a linear layer. Of a Conv1D (GPT-2) they are (in, out), which an adapter says with
-    `fan_in_fan_out`; PEFT ignores that flag on the linear layers beside. A checkpoint saved without its head
+    them: (out, in) of a linear layer. An adapter's `fan_in_fan_out` says nothing of it: trained on 4-bit layers it is
+    false for a GPT-2 too, and PEFT goes by the layer. A checkpoint saved without its head
     has names one level shorter (`h.0.attn.c_attn` for `transformer.h.0.attn.c_attn`): both are found.
     """
-    transposed = check_config(files[CONFIG]).fan_in_fan_out
     for module, pair in check(files).items():
         shape = shapes.get(module) or shapes.get(module.partition(".")[2])
         then = "Pass the base that this adapter was trained on."
         if shape is None or module.rpartition(".")[2] in _EMBEDDINGS:
             raise InvalidInput(f"a linear layer {module} in the base", "none", then)
         wanted = (pair.out_features, pair.in_features)
-        if shape != wanted and not (transposed and shape == wanted[::-1]):
+        if shape != wanted:
             raise InvalidInput(f"{module} of shape {wanted} in the base", f"{shape}", then)
 
 

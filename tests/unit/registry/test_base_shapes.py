@@ -53,6 +53,25 @@ def test_a_head_of_its_own_is_not_overwritten(tmp_path: Path) -> None:
     assert read_shapes(folder)["lm_head"] == (8, 3)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", None])
+def test_layers_that_are_stored_the_other_way_round_are_turned(tmp_path: Path, kind: str | None) -> None:
+    names = {"h.0.attn.c_attn": (3, 9), "h.0.mlp.c_proj": (12, 3), "wte": (7, 3), "wpe": (5, 3)}
+    single(tmp_path, {f"{name}.weight": matrix(*shape) for name, shape in names.items()})
+    if kind is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "layer_norm_epsilon": 1e-5}))
+    found = read_shapes(tmp_path)
+    assert (found["wte"], found["wpe"], found["lm_head"]) == ((7, 3), (5, 3), (7, 3))
+    layers = (found["h.0.attn.c_attn"], found["h.0.mlp.c_proj"])
+    assert layers == (((9, 3), (3, 12)) if kind == "gpt2" else ((3, 9), (12, 3)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"a": "' + "b" * 2**22 + '"}'])
+def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (single(tmp_path) / "config.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"config\.json"):
+        read_shapes(tmp_path)
+
+
 def test_links_are_followed_as_in_the_hub_cache(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()
