@@ -37,7 +37,7 @@ from .folder import (
 from .lora_files import CONFIG_NAME, WEIGHTS_NAME, open_tensors, unchanged
 from .peft_config import AdapterConfig, config_bytes
 from .staging import new_folder, require_free
-from .tensors import TensorSpec, safetensors_chunks, write_atomic
+from .tensors import TensorSpec, require_spec, safetensors_chunks, write_atomic
 
 _WEIGHTS = (Decimal("1e-6"), Decimal("1e6"))
 _READERS = min(4, os.cpu_count() or 1)
@@ -48,7 +48,8 @@ class Part:
     """One adapter in a composition; its weight is decimal text ("0.5"): digests see no binary rounding.
 
     ``base``: digest of the base that it is known to fit, as a registry records it. That decides then, whatever name its
-    author gave that base; None leaves the name and revision in its config to decide.
+    author gave that base (unless that is the digest of another one); None leaves the name and revision in its config to
+    decide.
     """
 
     folder: Path
@@ -196,9 +197,15 @@ _Base = tuple[str | None, str | None]
 
 
 def _base(part: Part, adapter: AdapterFolder) -> _Base:
-    config = adapter.config
-    named = config.base_model_name_or_path, config.revision
-    return named if part.base is None else (part.base, None)
+    name = adapter.config.base_model_name_or_path
+    if part.base is None:
+        return name, adapter.config.revision
+    if name is not None and name.startswith("sha256:") and name != part.base:
+        raise BaseMismatch(
+            f"{adapter.path}: expected an adapter for base {part.base}, got one for {name}; "
+            "an adapter means nothing on another base: train it again there"
+        )
+    return part.base, None
 
 
 def _require_one_base(adapters: Sequence[AdapterFolder], bases: Sequence[_Base]) -> None:
@@ -293,7 +300,9 @@ def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> 
         rows = torch.empty(spec.shape, dtype=torch.float32)
         sizes = [part.adapter.modules[name].rank for part, _ in having]
         for (part, reader), place in zip(having, rows.split(sizes), strict=True):
-            _scale(reader(key), float(part.weight) * part.adapter.modules[name].scaling, place)
+            a = reader(key)
+            require_spec(key, a, part.adapter.modules[name].a)
+            _scale(a, float(part.weight) * part.adapter.modules[name].scaling, place)
         return rows
 
     return read

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from . import checkpoint_files, quantized_files
 from .checkpoint_files import INDEX, Shard
 from .compose import Part, Stack, plan, require_unchanged
-from .errors import BaseMismatch, CompositionError
+from .errors import BaseMismatch, CompositionError, ModelError
 from .merge_card import RECORD, Served, Verdict, describe, judged
 from .merge_layout import (
     Digests,
@@ -61,6 +61,8 @@ Onto = Literal["original", "nf4", "int8"]
 ONTO: tuple[str, ...] = get_args(Onto)
 OnBytes = Callable[[int], None]
 _HEADS = ("lm_head", "embed_out")
+_PREFIXES = ("model.", "transformer.", "gpt_neox.")
+"""What a model with a head puts before the names of the model without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,10 @@ def merging(
         _require_space(out, checked)
         read, wrote, listed, written = _write(checked.job, checked.shards, staging, on_bytes)
         carry(base, checked.files, staging, read, wrote)
+        if read["config.json"] != checked.config_digest:
+            raise ModelError(
+                f"{base / 'config.json'}: expected what was read first, got another; merge again"
+            )
         if requantize is not None:
             wrote["config.json"] = write_config(staging, checked.config, requantize)
             if INDEX in wrote:
@@ -162,6 +168,7 @@ class _Checked:
     job: Job
     files: ModelFiles
     config: dict[str, Any]
+    config_digest: str
     shards: list[Shard]
 
 
@@ -174,13 +181,16 @@ def _checked(base: Path, parts: Sequence[Part], out: Path, onto: str, requantize
         )
     stack = plan(parts)
     files = model_files(base)
-    config = plain_config(base)
-    kind = str(config.get("model_type"))
+    config, config_digest = plain_config(base)
+    kind = str(config.get("model_type") or "no model_type")
     if requantize is not None or onto != "original":
         quantized_files.require_known(kind)
+    elif any(part.adapter.config.fan_in_fan_out for part in stack.parts):
+        quantized_files.require_orientation(kind)
     shards = checkpoint_files.shards(base)
     _require_own_head(stack, base)
-    return _Checked(Job(stack, _targets(stack, shards, kind), kind, onto, requantize), files, config, shards)
+    job = Job(stack, _targets(stack, shards, kind), kind, onto, requantize)
+    return _Checked(job, files, config, config_digest, shards)
 
 
 def _check(onto: str, requantize: str | None) -> None:
@@ -215,9 +225,16 @@ def _targets(stack: Stack, shards: Sequence[Shard], model_type: str) -> dict[str
     A checkpoint saved without its head has names a level shorter: `h.0.…` for `transformer.h.0.…`.
     """
     stored = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
+    whole = {prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in stored)}
     targets: dict[str, str] = {}
     for name, module in stack.modules.items():
-        tensor = stored.get(f"{name}.weight") or stored.get(f"{name.partition('.')[2]}.weight")
+        prefix = next((one for one in _PREFIXES if name.startswith(one) and not whole), "")
+        tensor = stored.get(f"{name.removeprefix(prefix)}.weight")
+        if tensor is not None and tensor.name in targets:
+            raise BaseMismatch(
+                f"expected one module for {tensor.name}, got {targets[tensor.name]} and {name}; correct the adapter "
+                "that calls it by another name"
+            )
         if tensor is None:
             raise BaseMismatch(
                 f"expected {name}.weight in the checkpoint, got none: it is another base; give that of the adapters"

@@ -14,7 +14,7 @@ from . import checkpoint_files, quantized_files
 from .checkpoint_files import INDEX
 from .errors import ModelError
 from .merge_values import Changes, Source
-from .model import ModelFiles
+from .model import BROKEN, ModelFiles
 from .quantized_files import as_stored, is_quantized, raw_bytes, shard_chunks
 from .tensors import DTYPES, digest_bytes, write_atomic
 
@@ -66,11 +66,15 @@ def carry(base: Path, files: ModelFiles, folder: Path, read: Digests, wrote: Dig
         write_atomic(folder / name, [data])
 
 
-def plain_config(base: Path) -> dict[str, Any]:
-    """The ``config.json`` of ``base``; raises `ModelError` when it is none, or of a checkpoint quantized on disk."""
+def plain_config(base: Path) -> tuple[dict[str, Any], str]:
+    """The ``config.json`` of ``base`` and its digest.
+
+    Raises `ModelError` when it is none, or of a checkpoint quantized on disk.
+    """
     file = base / "config.json"
     try:
-        config = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: expected JSON, got {error}; fetch the model again") from error
     if not isinstance(config, dict):
@@ -79,20 +83,25 @@ def plain_config(base: Path) -> dict[str, Any]:
         raise ModelError(
             f"{base}: expected full-precision weights, got a checkpoint quantized on disk; use its original"
         )
-    return cast("dict[str, Any]", config)
+    return cast("dict[str, Any]", config), digest_bytes(data)
 
 
 def ties_head(base: Path) -> bool:
-    """True where the output head of ``base`` is its embedding. Raises `ModelError` for a config of no known kind."""
+    """True where the output head of ``base`` is its embedding, by the config of the whole or of its text model.
+
+    Raises `ModelError` for a config of no known kind.
+    """
     from transformers import AutoConfig
 
     try:
         config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        levels = (config, config.get_text_config(decoder=True))
+    except BROKEN as error:
         raise ModelError(
-            f"{base / 'config.json'}: expected the config of a model that transformers knows, got {error}"
+            f"{base / 'config.json'}: expected the config of a model that transformers knows, got {error}; fetch the "
+            "model again, or leave its head out of the adapter"
         ) from error
-    return bool(config.get_text_config(decoder=True).tie_word_embeddings)
+    return any(bool(getattr(level, "tie_word_embeddings", False)) for level in levels)
 
 
 def write_config(folder: Path, config: Mapping[str, Any], form: str) -> str:

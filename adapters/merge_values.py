@@ -24,6 +24,8 @@ from .tensors import DTYPES, Hashing, fill, require_finite
 
 _PIECE = 4 << 20
 """Bytes read at once of a tensor to which nothing happens."""
+_MASK = ".masked_bias"
+"""Old checkpoints of GPT-J and its kin hold one per layer, which nobody loads."""
 _BLOCK = 1 << 18
 """Values changed at once: with their product, in float32, as much as a second-level cache holds."""
 
@@ -64,7 +66,7 @@ class Source:
     def pieces(self, tensor: Stored) -> Iterator[memoryview]:
         """The bytes of ``tensor``, each piece in memory of its own.
 
-        Raises `ModelError` when the file ends early, and for values of a dtype in `DTYPES` that are not finite.
+        Raises `ModelError` when the file ends early, and for weights of a dtype in `DTYPES` that are not finite.
         """
         for start in range(tensor.start, tensor.end, _PIECE):
             raw = self._read(tensor, min(_PIECE, tensor.end - start))
@@ -73,7 +75,10 @@ class Source:
             yield raw.numpy().data
 
     def whole(self, tensor: Stored) -> Tensor:
-        """``tensor``, of a dtype in `DTYPES`. Do not change it: it may still be in hashing. Raises as `pieces`."""
+        """``tensor``, of a dtype in `DTYPES`, whatever its values. Do not change it: it may still be in hashing.
+
+        Raises `ModelError` when the file ends early.
+        """
         raw = self._read(tensor, tensor.end - tensor.start)
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
@@ -128,13 +133,15 @@ class Changes:
 
 
 def _require_sound(name: str, weight: Tensor) -> None:
-    """Raise `ModelError` where the base itself is not finite."""
+    """Raise `ModelError` where the base itself is not finite, but for a mask: -1e9 is infinite in float16."""
+    if name.endswith(_MASK):
+        return
     try:
         require_finite(name, weight)
     except InvalidAdapter as error:
         bad = int((~torch.isfinite(weight)).sum())
         raise ModelError(
-            f"{name}: expected finite weights in the base, got {bad} NaN or infinite of {weight.numel()}; "
+            f"{name}: expected finite weights in the base, got {bad} NaN or infinite of {weight.numel()} read; "
             "fetch it again"
         ) from error
 

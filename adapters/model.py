@@ -51,7 +51,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 # What transformers raises for files that are not a model of a kind it knows.
-_BROKEN = (
+BROKEN = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
     *(ImportError, SafetensorError, StrictDataclassError),
 )
@@ -115,7 +115,7 @@ def load_base(source: str | Path, quantization: str = "nf4", *, device: str | No
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
         model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (*_BROKEN, MemoryError) as error:
+    except (*BROKEN, MemoryError) as error:
         if is_out_of_memory(error):
             smaller = "" if quantization == "nf4" else "take quantization nf4, or "
             raise ModelError(

@@ -36,7 +36,7 @@ KNOWN_TYPES = frozenset(
 The routers and experts of a mixture, say, look like the linear layers that they are not.
 """
 _TURNED = ("gpt2", "openai-gpt")
-"""Model types of Conv1D layers, whose matrices lie as (in, out)."""
+"""Those of Conv1D layers, whose matrices lie as (in, out)."""
 _NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -60,6 +60,15 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 def is_turned(name: str, model_type: str) -> bool:
     """True where the matrix ``name`` lies as (in, out): in a Conv1D, which the head is not."""
     return model_type in _TURNED and _KEPT.fullmatch(name.removesuffix(".weight").rpartition(".")[2]) is None
+
+
+def require_orientation(model_type: str) -> None:
+    """Raise `ModelError` unless ``model_type`` is one of `KNOWN_TYPES`: an adapter says that its base is turned."""
+    if model_type not in KNOWN_TYPES:
+        raise ModelError(
+            f"expected a model type of which efface knows how its matrices lie ({', '.join(sorted(KNOWN_TYPES))}), got "
+            f"{model_type[:80]!r} and an adapter with fan_in_fan_out; where its base stores no Conv1D, correct that"
+        )
 
 
 def require_known(model_type: str) -> None:

@@ -117,8 +117,13 @@ def table(given: argparse.Namespace) -> dict[str, Any]:
 def overlap(given: argparse.Namespace) -> dict[str, Any]:
     """Write what overlap of the adapters forecast of the largest stack of each series, and what that did."""
     people, n = _people(given), max(given.counts)
+    asked = [one for one in _asked(given, people) if one.method.kind == "independent"]
+    if not asked or n < 2:
+        raise SystemExit(
+            "expected methods whose adapters are trained apart (sum, contrast, ...) and an N of 2 or more"
+        )
     rows: list[dict[str, Any]] = []
-    for one in (some for some in _asked(given, people) if some.method.kind == "independent"):
+    for one in asked:
         file = _record(given, one)
         if not is_whole(file, one, [n], people.name):
             raise SystemExit(f"no record of {_label(one)} at N = {n}: expected that of `stack.py run`")
@@ -130,10 +135,9 @@ def overlap(given: argparse.Namespace) -> dict[str, Any]:
         _timed(_label(one), lambda c=curve, f=folders: rows.append(compared(c, f, n)))
     command = _spelled(given).replace("stack.py run", "stack.py overlap")
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "stack-overlap.json").write_text(
-        json.dumps({"command": command, "rows": rows}, indent=1) + "\n"
-    )
-    (given.out / "stack-overlap.md").write_text(overlap_page(rows, command))
+    data = json.dumps({"command": command, "rows": rows}, indent=1, allow_nan=False)
+    (given.out / "stack-overlap.json").write_text(data + "\n", encoding="utf-8")
+    (given.out / "stack-overlap.md").write_text(overlap_page(rows, command), encoding="utf-8")
     return {"compared": [f"{row['method']}, seed {row['seed']}" for row in rows]}
 
 
@@ -243,10 +247,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in (("table", table), ("overlap", overlap)):
         writing = commands.add_parser(name, parents=[choice])
         writing.add_argument("--out", type=Path, default=RESULTS)
-        writing.add_argument(
-            "--note", default="", help="what else a reader of the page has to know of these runs"
-        )
         writing.set_defaults(command=command)
+        if command is table:
+            writing.add_argument("--note", default="", help="what else a reader has to know of these runs")
     return parser
 
 

@@ -152,8 +152,11 @@ def checked_base(folder: Path, model: str, quantization: str, stated: str | None
     if quantization not in QUANTIZATIONS:
         raise InvalidInput(f"--quantization of {', '.join(QUANTIZATIONS)}", "another word", "Choose one.")
     path = resolve(model)
-    peft_folder.check_against(peft_folder.read(folder), base_shapes.read_shapes(path))
+    files = peft_folder.read(folder)
+    peft_folder.check_against(files, base_shapes.read_shapes(path))
     digest = fingerprint(path).digest
+    named = peft_folder.check_config(files[peft_folder.CONFIG]).base
+    stated = stated or (named if named is not None and named.startswith("sha256:") else None)
     if stated not in (None, digest):
         raise InvalidInput(f"the base {stated}, which it names", digest, "Pass that model.")
     return digest

@@ -20,6 +20,7 @@ from ..registry import (
     adapter_folder,
     checks,
     compose,
+    get_adapter,
     parse_render,
 )
 from ..serving.render import folder_parts
@@ -124,7 +125,8 @@ def merge_channel(
 def _served_parts(registry: Registry, release: Release) -> list[FolderPart]:
     """What ``release`` serves: its parts, or the adapter that approximates them."""
     if release.rendered is not None and not parse_render(release.composition.render).exact:
-        return [FolderPart(adapter_folder(registry, release.rendered), base=release.composition.base)]
+        base = get_adapter(registry, release.rendered).base
+        return [FolderPart(adapter_folder(registry, release.rendered), base=base)]
     return folder_parts(registry, release.composition)
 
 

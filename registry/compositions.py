@@ -6,6 +6,7 @@ Order never matters, and taking an adapter out gives the composition that never 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -30,9 +31,11 @@ def compose(
     """
     weighted = [_part(part) for part in parts]
     parse_render(render)
-    named = [part.adapter for part in weighted]
-    if twice := sorted({one for one in named if named.count(one) > 1}):
-        raise InvalidInput("each adapter once", f"{', '.join(twice)} twice", "Add up its weights.")
+    if repeated := sorted(
+        one for one, times in Counter(part.adapter for part in weighted).items() if times > 1
+    ):
+        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        raise InvalidInput("each adapter once", f"{repeated[0]}{more} repeatedly", "Add up its weights.")
     kept = tuple(sorted((p for p in weighted if p.weight != "0"), key=lambda part: part.adapter))
     return Composition(
         base=checks.token(base, "base", 200),

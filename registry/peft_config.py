@@ -60,11 +60,12 @@ class LoraConfig:
     rank_pattern: tuple[tuple[Pattern, int], ...]
     alpha_pattern: tuple[tuple[Pattern, float], ...]
     use_rslora: bool
-    fan_in_fan_out: bool
     target_modules: frozenset[str] | None
     """None for `all-linear` or a regular expression, which is taken at its word."""
     exclude_modules: frozenset[str]
     layers: frozenset[int] | None
+    base: str | None
+    """What its author calls the base; a digest where efface made it."""
 
 
 def parse_config(data: bytes) -> LoraConfig:
@@ -72,16 +73,17 @@ def parse_config(data: bytes) -> LoraConfig:
     raw = _object(data)
     _check_plain(raw)
     _check_texts(raw)
+    _flag(raw, "fan_in_fan_out")
     return LoraConfig(
         r=_rank(raw.get("r")),
         lora_alpha=_alpha(raw.get("lora_alpha")),
         rank_pattern=tuple((key, _rank(value)) for key, value in _patterns(raw, "rank_pattern")),
         alpha_pattern=tuple((key, _alpha(value)) for key, value in _patterns(raw, "alpha_pattern")),
         use_rslora=_flag(raw, "use_rslora"),
-        fan_in_fan_out=_flag(raw, "fan_in_fan_out"),
         target_modules=_targets(raw.get("target_modules")),
         exclude_modules=_names(raw.get("exclude_modules") or [], "exclude_modules"),
         layers=_layers(raw.get("layers_to_transform")),
+        base=raw.get("base_model_name_or_path"),
     )
 
 

@@ -16,7 +16,7 @@ from ..adapters.compress import Factors, reduced, write_factors
 from ..adapters.errors import AdapterError, CompositionError
 from ..adapters.folder import digest_files, read_adapter
 from ..adapters.staging import new_folder, require_free
-from ..registry import Composition, Registry, Render, adapter_folder, parse_render
+from ..registry import Composition, Registry, Render, adapter_folder, get_adapter, parse_render
 from .names import is_safe
 from .slots import VLLM_RANKS, least_slot
 
@@ -74,9 +74,9 @@ def render(
 
 
 def folder_parts(registry: Registry, composition: Composition) -> list[Part]:
-    """The folders of ``composition`` with its weights, on the base that the registry recorded for them."""
+    """The folders of ``composition`` with its weights, each on the base that the registry recorded for it."""
     return [
-        Part(adapter_folder(registry, part.adapter), part.weight, composition.base)
+        Part(adapter_folder(registry, part.adapter), part.weight, get_adapter(registry, part.adapter).base)
         for part in composition.parts
     ]
 

@@ -94,8 +94,8 @@ def _row(row: Mapping[str, Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _rho(found: Mapping[str, float]) -> str:
-    return f"{found['rho']:.2f} ({found['p']:.2f})"
+def _rho(found: Mapping[str, float | None]) -> str:
+    return "–" if found["rho"] is None else f"{found['rho']:.2f} ({found['p']:.2f})"
 
 
 def _along(pairs: Sequence[Overlap], named: Mapping[Path, int]) -> dict[int, float]:
@@ -112,6 +112,9 @@ def _rise(curve: Curve, one: Record, key: str) -> float:
     return one[key] - curve.singles[one["author"]]["requests"][0][key]
 
 
-def _correlated(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+def _correlated(first: Sequence[float], second: Sequence[float]) -> dict[str, float | None]:
+    """None where one of them does not vary."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return {"rho": None, "p": None}
     found: Any = spearmanr(first, second)
     return {"rho": float(found.statistic), "p": float(found.pvalue)}

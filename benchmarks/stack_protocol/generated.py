@@ -45,7 +45,8 @@ def generated_people(*, persons: int = 16, others: int = 8, kept: int = 20, neig
 def strangers(*, persons: int = 6, known: int = 26) -> tuple[Row, ...]:
     """The same questions about ``persons`` of whom nothing is said anywhere, and questions about things: no answers.
 
-    ``known``: how many `generated_people` made; none of these shares a first or last name with them.
+    ``known``: how many `generated_people` made; none of these shares a first or last name with them (with TOFU's
+    authors that is not looked at).
     """
     used = _names(known, random.Random(0))
     first = [name for name in FIRST if name not in {one for one, _ in used}]

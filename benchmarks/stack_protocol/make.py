@@ -177,6 +177,7 @@ def _trained(
         detach(model)
     return {
         "authors": list(authors),
+        "retain_rows": len(encoded[1]),
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - cpu,
         "steps": len(result.steps),

@@ -11,13 +11,15 @@ from tofu_protocol.data import short_digest
 
 from efface.recipes import Recipe, load_recipe
 
+from .generated import strangers
+
 Kind = Literal["independent", "sequential", "together", "balanced", "compressed"]
 
 # Tuned on one author: half the rows of forget01 want fewer steps, and smaller, faster ones forget as much here.
 SETTINGS = ("steps=24", "retain_batch=4", "learning_rate=1e-3", "stop.every=8", "stop.patience=3")
 
 COMPRESSED = 64
-"""Four of the sixteen ranks' worth of a request: what serving N of them then costs does not grow."""
+"""What four requests take: from there on serving N of them costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ class Series:
 
     @property
     def apart(self) -> Series:
-        """The series whose adapters are each for one request: itself, or what it is a balance of."""
+        """The series whose adapters are each for one request: itself, or what it balances or compresses."""
         return self.of or self
 
     @property
@@ -125,6 +127,8 @@ class Series:
         about = {
             key: value for key, value in asdict(self.method).items() if value or key not in ("of", "own")
         }
+        if self.method.own:
+            about["own"] = [row.question for row in strangers()]
         return short_digest([about, self.recipe.digest, self.order, *([self.of.key] if self.of else [])])
 
     @property

@@ -12,7 +12,7 @@ PANELS = (
     ("neighbours' probability", "neighbours' probability"),
     ("utility to N = 0", "utility, as a share of N = 0"),
 )
-# Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in print.
+# Okabe and Ito's colours first, told apart by colour-blind readers; markers tell them apart in print.
 LOOKS = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),

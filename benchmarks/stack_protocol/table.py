@@ -80,6 +80,9 @@ def _training(curves: Sequence[Curve]) -> dict[str, str]:
         mine = [curve for curve in curves if curve.method.name == name]
         made = [one for curve in mine for one in curve.training]
         seconds = [one["cpu_seconds"] for one in made]
+        if not made:
+            found[name] = f"{mine[0].method.about}; trains nothing"
+            continue
         found[name] = (
             f"{mine[0].method.about}; {len(made)} adapters, {statistics.median(seconds):.0f} CPU-s each "
             f"({min(seconds):.0f}-{max(seconds):.0f}), {statistics.median(one['steps'] for one in made):.0f} steps"

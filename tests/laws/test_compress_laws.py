@@ -78,8 +78,12 @@ def test_a_budget_is_met_with_as_few_directions_as_can_be(stack: Stack, error: f
         assert made.error <= error + 1e-6
         values = sorted(float(s) ** 2 for value in wanted.values() for s in torch.linalg.svdvals(value))
         # A hair less of a budget than was asked for: what is on its border, to rounding, may be kept.
-        budget, fewest = (error**2 - 1e-9) * norm(wanted) ** 2, len(values)
-        for value in values:
+        # What is zero to rounding goes without a budget.
+        total = norm(wanted) ** 2
+        budget = max(0.0, error**2 - 1e-9) * total
+        live = [value for value in values if value > 1e-20 * total]
+        fewest = len(live)
+        for value in live:
             budget -= value
             if budget < 0:
                 break

@@ -1,5 +1,6 @@
 """Merging where matrices lie as (in, out): the base says so, not the adapter. And which matrices are quantized."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from efface.adapters import attach, detach, load, load_base, save
 from efface.adapters.compose import Part
+from efface.adapters.errors import BaseMismatch, ModelError
 from efface.adapters.merge import as_computed, merge
 from efface.adapters.quantized_files import KNOWN_TYPES, is_quantized, is_turned
 
@@ -58,6 +60,13 @@ def shake(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
 
 
+def headless(gpt2: Path) -> None:
+    """As `openai-community/gpt2` is stored."""
+    tensors = load_file(gpt2 / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(short, gpt2 / "model.safetensors", metadata={"format": "pt"})
+
+
 def in_memory(gpt2: Path, folder: Path) -> Any:
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gpt2), folder)
     return model.merge_and_unload()
@@ -65,22 +74,51 @@ def in_memory(gpt2: Path, folder: Path) -> Any:
 
 @pytest.mark.parametrize("made", [by_peft, by_efface])
 @pytest.mark.parametrize("targets", [r".*c_attn", r".*attn\.c_proj", r".*mlp\.c_(fc|proj)"])
-@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("short", [False, True])
 def test_matrices_stay_turned_whatever_the_adapter_says(
-    gpt2: Path, tmp_path: Path, made: Callable[[Path, Path, str], Path], targets: str, headless: bool
+    gpt2: Path, tmp_path: Path, made: Callable[[Path, Path, str], Path], targets: str, short: bool
 ) -> None:
     """`attn.c_proj` is square: turned the wrong way it would fit, and change another function."""
     lora = made(gpt2, tmp_path / "lora", targets)
     expected = logits(in_memory(gpt2, lora))
     bare = logits(AutoModelForCausalLM.from_pretrained(gpt2))
-    if headless:  # as `openai-community/gpt2` is stored
-        tensors = load_file(gpt2 / "model.safetensors")
-        short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-        save_file(short, gpt2 / "model.safetensors", metadata={"format": "pt"})
+    if short:
+        headless(gpt2)
     merged = merge(gpt2, [Part(lora)], tmp_path / "out")
     found = logits(AutoModelForCausalLM.from_pretrained(merged.path))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (found - bare).abs().max() > 0.01
+
+
+def test_two_names_for_one_matrix_are_refused(gpt2: Path, tmp_path: Path) -> None:
+    """Else one of the two changes would be lost."""
+    lora = by_efface(gpt2, tmp_path / "lora", r".*attn\.c_proj")
+    other = by_efface(gpt2, tmp_path / "other", r".*attn\.c_proj")
+    headless(gpt2)
+    renamed(other, "transformer.", "")
+    with pytest.raises(BaseMismatch, match=r"one module for h\.0\.attn\.c_proj\.weight, got"):
+        merge(gpt2, [Part(lora), Part(other)], tmp_path / "out")
+    renamed(lora, "transformer.", "decoder.")
+    with pytest.raises(BaseMismatch, match=r"expected decoder\.h\.0\.attn\.c_proj\.weight in the checkpoint"):
+        merge(gpt2, [Part(lora)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def renamed(folder: Path, prefix: str, to: str) -> None:
+    weights = folder / "adapter_model.safetensors"
+    tensors = {name.replace(f"model.{prefix}h", f"model.{to}h"): t for name, t in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(f'"{prefix}h', f'"{to}h'))
+
+
+def test_a_type_whose_matrices_may_lie_either_way_is_refused(gpt2: Path, tmp_path: Path) -> None:
+    lora = by_peft(gpt2, tmp_path / "lora", r".*attn\.c_proj")
+    config = json.loads((gpt2 / "config.json").read_text())
+    for said, kind in (("'imagegpt'", {"model_type": "imagegpt"}), ("'no model_type'", {"model_type": None})):
+        (gpt2 / "config.json").write_text(json.dumps(config | kind))
+        with pytest.raises(ModelError, match=f"got {said} and an adapter with fan_in_fan_out"):
+            merge(gpt2, [Part(lora)], tmp_path / "out")
 
 
 def test_an_adapter_of_the_quantized_base_fits_the_plain_one(gpt2: Path, tmp_path: Path) -> None:

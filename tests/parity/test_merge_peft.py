@@ -347,6 +347,28 @@ def test_a_base_that_is_not_finite_is_refused_wherever_it_is(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mask_of_old_checkpoints_is_no_weight(base: Path, parts: list[Part], tmp_path: Path) -> None:
+    """-1e9 in float16; transformers does not load it."""
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.attention.masked_bias"] = torch.tensor(-1e9).half()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    merged = load_file(merge(base, parts, tmp_path / "out").path / "model.safetensors")
+    assert merged["model.layers.0.attention.masked_bias"] == float("-inf")
+
+
+def test_a_config_that_changes_meanwhile_is_noticed(base: Path, parts: list[Part], tmp_path: Path) -> None:
+    """What it says of how matrices lie has decided by then."""
+    config = (base / "config.json").read_bytes()
+    with pytest.raises(ModelError, match="expected what was read first, got another; merge again"):
+        merge(
+            base,
+            parts,
+            tmp_path / "out",
+            on_bytes=lambda _count: (base / "config.json").write_bytes(config + b" ") and None,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [{"requantize": "int8"}, {"onto": "nf4"}])
 def test_nothing_is_quantized_by_guessing_at_names(
     base: Path, parts: list[Part], tmp_path: Path, options: dict[str, str]

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from stack_protocol.columns import SAID
 from stack_protocol.data import People, load_people
-from stack_protocol.generated import PER_PERSON, TEMPLATE, generated_people
+from stack_protocol.facts import FIRST, LAST
+from stack_protocol.generated import PER_PERSON, TEMPLATE, generated_people, strangers
 from stack_protocol.make import Bench, members
 from stack_protocol.method import METHODS, series
 from stack_protocol.page import page
@@ -185,6 +186,22 @@ def test_every_method_is_drawn(tmp_path: Path) -> None:
     assert all(f"<!-- {name} -->" in drawn for name in METHODS)
 
 
+def test_a_method_that_trains_nothing_has_a_line(tmp_path: Path) -> None:
+    without = replace(curve(0, 0.1, 0.3), method=METHODS["contrast-compressed"], training=[])
+    write(tmp_path, [without], command="the command", note="")
+    assert "as one adapter of rank 64; trains nothing" in (tmp_path / "stack-cpu.md").read_text()
+
+
+def test_own_words_are_about_nobody_and_nothing_that_is_measured() -> None:
+    people = generated_people()
+    asked = {row.question for row in strangers()}
+    rows = [row for one in (*people.authors, people.retain, people.neighbours, people.world) for row in one]
+    assert not asked & {row.question for row in rows}
+    told = {word for row in rows for word in row.question.rstrip("?").split()} & {*FIRST, *LAST}
+    assert len(told) == 2 * 26
+    assert not [row for row in strangers() if any(name in row.question.split() for name in told)]
+
+
 def test_a_record_comes_back_as_it_was_and_is_not_run_again(tmp_path: Path) -> None:
     kept = curve(0, 0.1, 0.3)
     file = keep(kept, tmp_path)
@@ -244,6 +261,8 @@ def test_every_way_to_a_stack_trains_composes_and_is_kept(
     here = Bench(base, people, tmp_path, {})
     way = series(name, 0, 2, ["steps=2", "warmup_steps=0", "rank=2", "stop=null"])
     first = members(here, way, 2)
+    facts = json.loads((first[-1] / "training.json").read_text())
+    assert (facts["retain_rows"] > len(people.retain)) == (name == "contrast-balanced-own")
     assert len(first) == {"together": 1, "contrast-balanced": 3, "contrast-balanced-own": 3}.get(name, 2)
     before = {path: (path / "adapter_model.safetensors").stat().st_mtime_ns for path in first}
     assert members(here, way, 2) == first

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_files import BASE, contents, plain
+from adapter_files import contents, plain
 
 from efface.adapters import Part, compose, delta, read_adapter
 from efface.adapters.compress import compress
@@ -35,6 +35,7 @@ def test_a_base_that_is_known_goes_before_the_names_that_authors_gave_it(tmp_pat
     stacked = read_adapter(made.path)
     config = stacked.config
     assert (config.base_model_name_or_path, config.revision, config.task_type) == (OURS, None, "CAUSAL_LM")
+    assert config.fan_in_fan_out  # as one of them says it; PEFT goes by the layer
     for name in stacked.modules:
         wanted = delta(read_adapter(one), name) + delta(read_adapter(two), name)
         torch.testing.assert_close(delta(stacked, name), wanted)
@@ -59,6 +60,21 @@ def test_adapters_known_to_be_of_two_bases_are_refused_whatever_they_say(tmp_pat
     with pytest.raises(BaseMismatch, match=f"'{OURS}' .* and '{OTHER}'"):
         compose([Part(one, base=OURS), Part(two, base=OTHER)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_digest_in_a_config_is_no_name_that_somebody_gave(tmp_path: Path) -> None:
+    one, two = folders(tmp_path, {"base_model_name_or_path": OURS}, {"base_model_name_or_path": OTHER})
+    with pytest.raises(BaseMismatch, match=f"two: expected an adapter for base {OURS}, got one for {OTHER}"):
+        compose([Part(one, base=OURS), Part(two, base=OURS)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_says_its_base_goes_with_one_of_which_it_is_known(tmp_path: Path) -> None:
+    one, two = folders(tmp_path, {"base_model_name_or_path": OURS}, THEIRS)
+    made = compose([Part(one), Part(two, base=OURS)], tmp_path / "out")
+    assert read_adapter(made.path).config.base_model_name_or_path == OURS
+    with pytest.raises(BaseMismatch, match="and 'org/model' at revision main"):
+        compose([Part(one, base=OURS), Part(two)], tmp_path / "again")
 
 
 def test_adapters_for_two_tasks_are_refused(tmp_path: Path) -> None:
