@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_files import contents, plain
+from adapter_files import BASE, contents, plain
 
 from efface.adapters import Part, compose, delta, read_adapter
 from efface.adapters.compress import compress

@@ -170,6 +170,25 @@ def test_an_image_names_its_base(home: Path, tmp_path: Path, model: Path) -> Non
     assert f"expected the base {BASE}, which it names" in refused.err
 
 
+def test_a_folder_that_names_another_base_by_its_digest_is_refused(
+    home: Path, tmp_path: Path, model: Path
+) -> None:
+    """Its shapes would fit; a name that its author gave the base says nothing."""
+    source, config = tmp_path / "foreign", tmp_path / "foreign" / "adapter_config.json"
+    source.mkdir()
+    for name, data in files().items():
+        (source / name).write_bytes(data)
+    given = json.loads(config.read_text())
+    words = ("adapter", "import", source, "--request", ONE, "--model", model)
+    config.write_text(json.dumps(given | {"base_model_name_or_path": BASE}))
+    before = contents(home)
+    refused = efface(*words, "--registry", home)
+    assert (refused.code, contents(home)) == (2, before)
+    assert f"expected the base {BASE}, which it names" in refused.err
+    config.write_text(json.dumps(given | {"base_model_name_or_path": "org/model"}))
+    checked(home, *words)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
