@@ -12,6 +12,7 @@ from registry_kit import contents
 
 from efface.adapters import Part, delta, read_adapter
 from efface.adapters.compress import compress
+from efface.adapters.errors import BaseMismatch
 from efface.recipes import (
     Bench,
     add_requests,
@@ -36,6 +37,7 @@ from efface.registry import (
     adapter_folder,
     compose,
     get_adapter,
+    list_adapters,
     rendered_as,
     verify,
 )
@@ -80,6 +82,21 @@ def stack(bench: Bench, *adapters: Adapter, render: str = "cat") -> Any:
     base = bench.base
     parts = [(one.digest, "1") for one in adapters]
     return compose(base.fingerprint.digest, base.quantization, parts, render)
+
+
+def test_an_adapter_that_is_registered_for_another_base_is_in_no_stack(
+    reg: Registry, bench: Bench, tmp_path: Path
+) -> None:
+    """Whatever the composition claims, nothing of the mixture is sealed."""
+    (_, own), request = one_of(reg, bench, tmp_path, 0, rank=2), opened(reg, SUBJECTS[1])
+    theirs = drawn(bench, tmp_path / "theirs", 1, rank=2, size=0.02)
+    config = json.loads((theirs / "adapter_config.json").read_text())
+    (theirs / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/model"}))
+    other = sealed(reg, bench, theirs, [request], base="sha256:" + "b" * 64)
+    before = list_adapters(reg)
+    with pytest.raises(BaseMismatch, match=r"expected adapters of one base, got .*sha256:b"):
+        serve(reg, bench, stack(bench, own, other))
+    assert list_adapters(reg) == before
 
 
 def test_an_adapter_of_others_is_stacked_with_our_own(reg: Registry, bench: Bench, tmp_path: Path) -> None:
