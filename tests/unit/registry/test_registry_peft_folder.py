@@ -342,7 +342,7 @@ def test_the_largest_and_smallest_finite_values_are_taken(dtype: str, value: byt
     check(files(weights=weights_file(sides)))
 
 
-def test_thirty_megabytes_are_checked_in_well_under_two_seconds() -> None:
+def test_thirty_megabytes_are_checked_without_taking_long() -> None:
     n = 30_000_000 // 2 // 4
     sides = {A: ("F32", [2, n], b"\x00\x00\x80\x3f" * 2 * n), B: ("F32", [3, 2], bytes(24))}
     adapter = files(weights=weights_file(sides))
