@@ -56,8 +56,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     }
     turned = _model_type(Path(folder)) in _TURNED
     shapes = {
-        name: shape[::-1] if turned and name.rpartition(".")[2] not in _NOT_TURNED else shape
-        for name, shape in stored.items()
+        name: (inner, out) if turned and name.rpartition(".")[2] not in _NOT_TURNED else (out, inner)
+        for name, (out, inner) in stored.items()
     }
     return _with_head(shapes)
 
