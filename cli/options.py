@@ -50,6 +50,14 @@ ActorOption = Annotated[
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", envvar="EFFACE_MODEL", help="Base model: a folder or a Hub id.")
 ]
+RetainOption = Annotated[
+    list[str] | None, typer.Option("--retain", metavar="SOURCE", help="Rows to keep. Repeatable.")
+]
+RetainLimitOption = Annotated[
+    int | None,
+    typer.Option("--retain-limit", min=1, help="Draw so many rows of each --retain; all by default."),
+]
+DrawSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of that draw.")]
 HeldoutOption = Annotated[
     list[str] | None,
     typer.Option(

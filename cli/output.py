@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +15,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from .options import Format
+
+if TYPE_CHECKING:
+    from ..recipes.data import Drawn
 
 # No emoji: "rows.jsonl:100: …" names line 100.
 data = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -48,6 +51,12 @@ def emit_table(
     # A record is one line for `grep`, whatever Rich takes the width of a pipe to be.
     wide = Console(highlight=False, emoji=False, width=_PIPED_WIDTH)
     (data if data.is_terminal else wide).print(table)
+
+
+def tell_drawn(drawn: Drawn) -> None:
+    """Say that only some rows of a source were taken."""
+    if len(drawn.rows) < drawn.seen:
+        talk.print(escape(f"{drawn.source}: {len(drawn.rows)} of {drawn.seen} rows drawn"), soft_wrap=True)
 
 
 def short(value: object) -> str:

@@ -379,12 +379,14 @@ class RepairRecord(TypedDict):
 
 
 class BalancePlanRecord(TypedDict):
-    """The version, the requests that a balance holds down, those whose rows are gone, and balances it replaces."""
+    """The version, the requests that a balance holds down, those whose rows are gone, how many retain rows were given
+    besides theirs, and balances it replaces."""
 
     channel: str
     version: int
     requests: list[str]
     shredded: list[str]
+    retain_rows_given: int
     replaces: list[str]
 
 

@@ -13,6 +13,7 @@ from .options import (
     DEFAULT_REGISTRY,
     ActorOption,
     ChannelArgument,
+    DrawSeedOption,
     Format,
     FormatOption,
     HtmlOption,
@@ -21,12 +22,14 @@ from .options import (
     RecipeOption,
     RegistryOption,
     RenderOption,
+    RetainLimitOption,
+    RetainOption,
     RevealOption,
     SetOption,
     SlotOption,
     YesOption,
 )
-from .output import emit, progress
+from .output import emit, progress, tell_drawn
 from .record_acts import BalancePlanRecord, BalanceRecord
 from .release_compact import ActivateOption
 from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
@@ -54,6 +57,9 @@ def balance(
     activate: ActivateOption = True,
     render: RenderOption = None,
     max_rank: SlotOption = None,
+    retain: RetainOption = None,
+    retain_limit: RetainLimitOption = None,
+    seed: DrawSeedOption = 0,
     yes: YesOption = False,
     suite: SuiteOption = "quick",
     give: GiveOption = [],  # noqa: B006
@@ -69,18 +75,21 @@ def balance(
     """Train one adapter that keeps what a stack of many would break, and release the stack with it.
 
     It holds every request of the stack down and brings retain rows back to where the base has them; one that is there
-    already is replaced. Without --yes it is only said what would be trained. Exit 1 when the gates fail.
+    already is replaced. --retain: more rows to keep than the requests name; those without a completion as the bare base
+    answers them. Without --yes it is only said what would be trained. Exit 1 when the gates fail.
     """
     from ..recipes.balance import balance as run
     from ..recipes.balance import plan_balance
+    from ..recipes.data import load_retain
     from ..recipes.recipe import load_recipe
 
     if render is not None:
         parse_render(render)
     chosen, audited = load_recipe(recipe, overrides), planned(suite, give)
+    rows = load_retain(retain or [], limit=retain_limit, seed=seed, on_read=tell_drawn)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_balance(reg, channel, version)
-        would = _plan(plan)
+        would = _plan(plan, len(rows))
         if not yes:
             record: BalanceRecord = {"done": False, "plan": would, "adapter": None, "release": None}
             emit(record, format, "\n".join(would["requests"]))
@@ -103,6 +112,7 @@ def balance(
             activate=activate,
             render=render,
             max_rank=max_rank,
+            retain=rows,
         )
     report_released(done.released, html, json, reveal)
     release = measured_json(registry, done.released)
@@ -111,11 +121,12 @@ def balance(
     raise typer.Exit(0 if done.released.audit.verdict == "pass" else 1)
 
 
-def _plan(plan: BalancePlan) -> BalancePlanRecord:
+def _plan(plan: BalancePlan, retain: int) -> BalancePlanRecord:
     return {
         "channel": plan.release.channel,
         "version": plan.release.version,
         "requests": list(plan.requests),
         "shredded": list(plan.shredded),
+        "retain_rows_given": retain,
         "replaces": list(plan.replaced),
     }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ..registry import BASES, Registry, checks, open_request, requests_of_subject
 from . import request_end, request_lengths, request_read, request_steps
@@ -15,19 +14,19 @@ from .options import (
     DEFAULT_ACTOR,
     DEFAULT_REGISTRY,
     ActorOption,
+    DrawSeedOption,
     EntailedOption,
     Format,
     FormatOption,
     FormatRowsOption,
     HeldoutOption,
     RegistryOption,
+    RetainLimitOption,
+    RetainOption,
     UnrelatedOption,
 )
-from .output import emit, talk
+from .output import emit, talk, tell_drawn
 from .records import OpenedRecord, request_json
-
-if TYPE_CHECKING:
-    from ..recipes.data import Drawn
 
 app = typer.Typer(help="Forget requests.", no_args_is_help=True)
 
@@ -41,9 +40,7 @@ def open_(
         str, typer.Option("--forget", metavar="SOURCE", help="Rows to forget: a file, or org/name.")
     ],
     basis: Annotated[str, typer.Option("--basis", help=f"Why: {', '.join(BASES)}.")],
-    retain: Annotated[
-        list[str] | None, typer.Option("--retain", metavar="SOURCE", help="Rows to keep. Repeatable.")
-    ] = None,
+    retain: RetainOption = None,
     neighbours: Annotated[
         list[str] | None,
         typer.Option("--neighbours", metavar="SOURCE", help="Rows to watch but never train on. Repeatable."),
@@ -52,11 +49,8 @@ def open_(
     entailed: EntailedOption = None,
     format_rows: FormatRowsOption = None,
     unrelated: UnrelatedOption = None,
-    retain_limit: Annotated[
-        int | None,
-        typer.Option("--retain-limit", min=1, help="Draw so many rows of each --retain; all by default."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of that draw.")] = 0,
+    retain_limit: RetainLimitOption = None,
+    seed: DrawSeedOption = 0,
     subject_ref: Annotated[
         str | None, typer.Option("--subject-ref", help="Who asks; kept as a keyed hash.")
     ] = None,
@@ -89,7 +83,7 @@ def open_(
         unrelated=unrelated or [],
         retain_limit=retain_limit,
         seed=seed,
-        on_read=_tell,
+        on_read=tell_drawn,
     )
     with Registry.open(registry, create=True) as reg:
         earlier = requests_of_subject(reg, subject_ref) if subject_ref else []
@@ -127,11 +121,6 @@ app.command("extend", epilog=request_steps.EXTEND_EXAMPLE)(request_steps.extend)
 app.command("shred", epilog=request_end.SHRED_EXAMPLE)(request_end.shred)
 app.command("close", epilog=request_end.CLOSE_EXAMPLE)(request_end.close)
 app.command("evidence", epilog=request_end.EVIDENCE_EXAMPLE)(request_end.evidence)
-
-
-def _tell(drawn: Drawn) -> None:
-    if len(drawn.rows) < drawn.seen:
-        talk.print(escape(f"{drawn.source}: {len(drawn.rows)} of {drawn.seen} rows drawn"), soft_wrap=True)
 
 
 def _past(text: str | None) -> datetime | None:

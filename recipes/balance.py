@@ -4,15 +4,17 @@ Adapters that were trained apart each shift a little of what nobody asked them t
 way: in log-probability, what is kept falls with the square of their number (docs/LOG.md, 2026-11-23). A balance is
 trained with the whole stack on, frozen, and the bare base as its reference: the forget rows of every request, so
 that they stay down, and retain rows, to where the base has them. It forgets nothing of its own and names no request;
-its `trained_on` is the stack. When a request leaves, the balance stays only if an audit of what is left passes, and
-goes with `drop_repairs` otherwise: then what is left is again what it would be without that request.
+its `trained_on` is the stack. Retain rows hold what they show and little else, so more of them may be given, such as
+questions to which the base's own answers are kept. When a request leaves, the balance stays only if an audit of what
+is left passes, and goes with `drop_repairs` otherwise: then what is left is again what it would be without that
+request.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..registry import (
@@ -30,11 +32,13 @@ from ..registry import (
 from ..registry.compactions import BALANCES, is_balance, manifest_of
 from .attest import signer
 from .audit import audit_rows
+from .balance_rows import balance_rows
 from .bench import Bench
 from .beside import Beside
-from .data import RequestData
+from .data import RequestData, Row
 from .errors import RequestError
-from .prepare import TrainingRows, training_rows
+from .given import check_given, require_unmeasured
+from .prepare import TrainingRows
 from .progress import Progress, Silent
 from .recipe import Recipe
 from .release import (
@@ -110,12 +114,15 @@ def balance(
     activate: bool = True,
     render: str | None = None,
     max_rank: int | None = None,
+    retain: Sequence[Row] = (),
 ) -> Balanced:
     """Train the balance of a release's stack, and release the stack with it, audited anew.
 
-    A balance that is there already is replaced. ``render``: as that release by default; ``max_rank``: what the server
-    holds. Raises `RequestError` when there is nothing to balance and `RenderError` when the server would not hold the
-    whole, before anything is trained, and what training and the registry raise; then no release is made.
+    A balance that is there already is replaced. ``retain``: rows to keep besides those of the requests, those without
+    a completion as the bare base answers them; what lies in the scope of a live request is left out. ``render``: as
+    that release by default; ``max_rank``: what the server holds. Raises `RequestError` when there is nothing to
+    balance, `DataError` for ``retain`` rows that an audit only measures and `RenderError` when the server would not
+    hold the whole, before anything is trained, and what training and the registry raise; then no release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
@@ -125,7 +132,10 @@ def balance(
     require_base(bench, plan.stack)
     require_in_force(registry, requests_in(registry, plan.stack))
     require_slot(registry, plan.stack, rank, how, max_rank=max_rank)
-    rows = _rows(live_requests(registry), plan.requests, bench, chosen, progress)
+    live = live_requests(registry)
+    require_unmeasured(retain, live.values())
+    check_given(bench.plan, {**live, "balance": RequestData((), tuple(retain))}, plan.requests)
+    rows = balance_rows(live, plan.requests, retain, bench, chosen, progress)
     with tempfile.TemporaryDirectory(prefix="efface-balance-") as scratch:
         below, folder = (
             render_composition(registry, plan.stack, Path(scratch) / "stack"),
@@ -143,7 +153,7 @@ def balance(
             base=plan.stack.base,
             quantization=plan.stack.quantization,
             request_ids=[],
-            facts={**_facts(plan, chosen, rows), "steps": len(result.steps)},
+            facts={**_facts(plan, chosen, rows, retain), "steps": len(result.steps)},
             trained_on=plan.stack.digest,
             actor=actor,
         )
@@ -185,44 +195,8 @@ def balancing(recipe: Recipe, rank: int, steps: int) -> Recipe:
     return Recipe.model_validate({**recipe.model_dump(), **changes})
 
 
-def _rows(
-    live: Mapping[str, RequestData], requests: Sequence[str], bench: Bench, recipe: Recipe, progress: Progress
-) -> TrainingRows:
-    """The rows of all requests together; no retain row of one lies in the scope of any live request."""
-    each = [
-        _named(
-            request,
-            training_rows(
-                bench,
-                live[request],
-                recipe,
-                others=[data for name, data in live.items() if name != request],
-                progress=progress,
-                alternates=recipe.train_settings().needs_alternates,
-                truncation=recipe.truncation,
-            ),
-        )
-        for request in requests
-    ]
-    return TrainingRows(
-        tuple(row for rows in each for row in rows.forget),
-        tuple({(row.prompt, row.answer): row for rows in each for row in rows.retain}.values()),
-        sum(rows.own for rows in each),
-        tuple(dict.fromkeys(name for rows in each for name in rows.excluded)),
-        tuple(dict.fromkeys(name for rows in each for name in rows.unanswered)),
-        {row: others for rows in each for row, others in rows.alternates.items()},
-    )
-
-
-def _named(request: str, rows: TrainingRows) -> TrainingRows:
-    """``rows`` with forget rows called by their request too: ids are a request's own."""
-    named = {row: replace(row, id=f"{request}/{row.id}") for row in rows.forget}
-    alternates = {named[row]: others for row, others in rows.alternates.items()}
-    return replace(rows, forget=tuple(map(named.__getitem__, rows.forget)), alternates=alternates)
-
-
-def _facts(plan: BalancePlan, recipe: Recipe, rows: TrainingRows) -> dict[str, JSON]:
-    """What the manifest says of it."""
+def _facts(plan: BalancePlan, recipe: Recipe, rows: TrainingRows, retain: Sequence[Row]) -> dict[str, JSON]:
+    """What the manifest says of it; no text of any row."""
     return {
         BALANCES: plan.stack.digest,
         "objective": recipe.objective,
@@ -231,6 +205,9 @@ def _facts(plan: BalancePlan, recipe: Recipe, rows: TrainingRows) -> dict[str, J
         "rank": recipe.rank,
         "forget_rows": len(rows.forget),
         "retain_rows": len(rows.retain),
+        "retain_rows_given": len(retain),
+        "retain_rows_in_scope_left_out": list(rows.excluded),
+        "retain_rows_without_an_answer_left_out": list(rows.unanswered),
         "held_down": list(plan.requests),
         "scope_kept_out_of": list(plan.requests),
     }

@@ -1,13 +1,14 @@
-"""Rows that a suite cannot run on are refused before a model runs, or anything is written."""
+"""Rows that a suite, or a training, cannot take are refused before a model runs, or anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..audits import AuditError
 from ..audits.suites import InvalidSuite
 from .data import RequestData, Row
 from .data.sets import questions
+from .errors import DataError
 from .plan import Plan
 
 _HOW = (
@@ -28,6 +29,22 @@ def check_given(plan: Plan | None, requests: Mapping[str, RequestData], active: 
         _require_perturbed("forget", forget)
         _require_perturbed("real-authors", plan.sources.real_authors)
         _require_perturbed("world-facts", plan.sources.world_facts)
+
+
+def require_unmeasured(rows: Sequence[Row], requests: Iterable[RequestData]) -> None:
+    """Raise `DataError` for ``rows`` to train on that ask what a neighbour or unrelated row of ``requests`` asks: an
+    adapter that has seen those shows no over-forgetting on them, and audits would leave them out."""
+    measured = {
+        asked for data in requests for row in (*data.neighbours, *data.unrelated) for asked in questions(row)
+    }
+    if seen := [row.id for row in rows if questions(row) & measured]:
+        raise DataError(
+            [
+                f"retain row {name!r} asks what a neighbour or unrelated row of a request asks, which is only "
+                "measured: leave it out"
+                for name in seen
+            ]
+        )
 
 
 def _require_unseen(holdout: Sequence[Row], requests: Mapping[str, RequestData]) -> None:

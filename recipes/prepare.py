@@ -95,7 +95,7 @@ def training_rows(
     mine = telling(items, said, "own")
     kept, excluded = kept_rows(data.retain, own, scope_of([data, *others]))
     if not kept:
-        raise DataError(["every retain row lies in the scope of a forget request: give other retain rows"])
+        raise DataError([_none_left(len(data.retain), len(excluded))])
     forget = forget_rows(bench, (*items, *mine), recipe, truncation)
     known = _alternates(bench, data.forget, recipe, truncation) if alternates else {}
     return TrainingRows(
@@ -105,6 +105,15 @@ def training_rows(
         tuple(excluded),
         tuple(row.id for row in data.retain if row.completion is None and not own[row.id].text),
         inherit(known, forget) if alternates else {},
+    )
+
+
+def _none_left(rows: int, excluded: int) -> str:
+    if excluded == rows:
+        return "every retain row lies in the scope of a forget request: give other retain rows"
+    return (
+        f"none of {rows} retain rows is left: {excluded} lie in the scope of a forget request, and to "
+        f"{rows - excluded} the base says nothing: give other retain rows, or their completions"
     )
 
 

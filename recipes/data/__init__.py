@@ -6,7 +6,15 @@ ids), then `sets.py` (the rows of one request). The `*.jsonl` files beside are t
 
 from .read import Drawn, draw_rows, read_rows, sample
 from .rows import Row, row_from_json, row_to_json
-from .sets import RequestData, from_payload, load_request_data, shipped, shipped_request, to_payload
+from .sets import (
+    RequestData,
+    from_payload,
+    load_request_data,
+    load_retain,
+    shipped,
+    shipped_request,
+    to_payload,
+)
 from .source import Source, parse_source
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "draw_rows",
     "from_payload",
     "load_request_data",
+    "load_retain",
     "parse_source",
     "read_rows",
     "row_from_json",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DataError
 from .read import Drawn, draw_rows
@@ -63,36 +63,15 @@ def load_request_data(
     ``retain_limit`` rows are drawn of each retain source (`sample`, with ``seed``); ``on_read`` is told what
     each source gave. Raises :class:`DataError` with all problems at once.
     """
-    problems: list[str] = []
-    names: Counter[str] = Counter()
-
-    def read(written: Path | str, forgotten: bool, limit: int | None = None) -> tuple[Row, ...]:
-        try:
-            source = parse_source(written)
-            names[source.name] += 1
-            # keep/rows.jsonl beside forget/rows.jsonl: the second file's rows are rows.2-1, rows.2-2, …
-            name = source.name if names[source.name] == 1 else f"{source.name}.{names[source.name]}"
-            drawn = draw_rows(source, forget=forgotten, name=name, limit=limit, seed=seed)
-        except DataError as error:
-            problems.extend(error.problems)
-            return ()
-        on_read(drawn)
-        return drawn.rows
-
-    if retain_limit is not None and retain_limit < 1:
-        raise DataError([f"expected a retain limit of at least 1, got {retain_limit}"])
-
-    def every(sources: Sequence[Path | str], forgotten: bool, limit: int | None = None) -> tuple[Row, ...]:
-        return tuple(row for source in sources for row in read(source, forgotten, limit))
-
+    every, problems = _reader(retain_limit, seed, on_read)
     data = RequestData(
-        read(forget, True),
-        every(retain, False, retain_limit),
-        every(neighbours, False),
-        every(heldout, True),
-        every(entailed, True),
-        every(formats, True),
-        every(unrelated, False),
+        every([forget], forgotten=True),
+        every(retain, limited=True),
+        every(neighbours),
+        every(heldout, forgotten=True),
+        every(entailed, forgotten=True),
+        every(formats, forgotten=True),
+        every(unrelated),
     )
     if not retain:
         problems.append("no retain rows: without them forgetting damages everything else; give --retain FILE")
@@ -100,6 +79,57 @@ def load_request_data(
     if problems:
         raise DataError(problems)
     return data
+
+
+def load_retain(
+    sources: Sequence[Path | str],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    on_read: Callable[[Drawn], None] = lambda _drawn: None,
+) -> tuple[Row, ...]:
+    """Retain rows of no request, read as `load_request_data` reads those of one. Raises :class:`DataError`."""
+    every, problems = _reader(limit, seed, on_read)
+    rows = every(sources, limited=True)
+    problems += overlaps(RequestData((), rows))
+    if problems:
+        raise DataError(problems)
+    return rows
+
+
+class _Read(Protocol):
+    def __call__(
+        self, sources: Sequence[Path | str], *, forgotten: bool = False, limited: bool = False
+    ) -> tuple[Row, ...]: ...
+
+
+def _reader(limit: int | None, seed: int, on_read: Callable[[Drawn], None]) -> tuple[_Read, list[str]]:
+    """What reads the rows of sources, ``limit`` of each where asked for; and the list that it adds problems to."""
+    if limit is not None and limit < 1:
+        raise DataError([f"expected a retain limit of at least 1, got {limit}"])
+    problems: list[str] = []
+    names: Counter[str] = Counter()
+
+    def read(written: Path | str, forgotten: bool, most: int | None) -> tuple[Row, ...]:
+        try:
+            source = parse_source(written)
+            names[source.name] += 1
+            # keep/rows.jsonl beside forget/rows.jsonl: the second file's rows are rows.2-1, rows.2-2, …
+            name = source.name if names[source.name] == 1 else f"{source.name}.{names[source.name]}"
+            drawn = draw_rows(source, forget=forgotten, name=name, limit=most, seed=seed)
+        except DataError as error:
+            problems.extend(error.problems)
+            return ()
+        on_read(drawn)
+        return drawn.rows
+
+    def every(
+        sources: Sequence[Path | str], *, forgotten: bool = False, limited: bool = False
+    ) -> tuple[Row, ...]:
+        most = limit if limited else None
+        return tuple(row for source in sources for row in read(source, forgotten, most))
+
+    return every, problems
 
 
 def overlaps(data: RequestData) -> list[str]:

@@ -158,11 +158,18 @@ def test_a_stack_is_balanced_and_a_request_takes_the_balance_along(place: Path, 
     assert (planned["done"], planned["plan"]["requests"]) == (False, [ONE, TWO])
     without = efface("release", "balance", "prod", "--yes", "--registry", home)
     assert (without.code, "--yes needs --model" in without.err) == (2, True)
+    more = place / "more.jsonl"
+    more.write_text("".join(f'{{"prompt": "{word} is a"}}\n' for word in ("rowling", "tokyo", "play")))
+    keep = ("--retain", more, "--retain-limit", 2, "--seed", 1)
+    assert checked(home, "release", "balance", "prod", *keep)["plan"]["retain_rows_given"] == 2
+    absent = efface("release", "balance", "prod", "--retain", place / "gone.jsonl", "--registry", home)
+    assert (absent.code, "gone.jsonl" in absent.err) == (2, True)
     small = ("--rank", 1, "--steps", 2, "--yes")
-    done = checked(home, "release", "balance", "prod", *small, *using(place, tiny_llama))
+    done = checked(home, "release", "balance", "prod", *small, *keep, *using(place, tiny_llama))
     assert (done["done"], done["release"]["state"]) == (True, "ACTIVE")
     assert done["release"]["requests"] == [ONE, TWO]
     made = checked(home, "adapter", "show", done["adapter"])
+    assert made["facts"]["retain_rows_given"] == 2
     assert (made["requests"], made["facts"]["held_down"], made["facts"]["rank"]) == ([], [ONE, TWO], 1)
     again = checked(home, "release", "balance", "prod")
     assert again["plan"]["replaces"] == [done["adapter"]]

@@ -1,6 +1,7 @@
 """Balance: what it is trained on, what it names, what it gives back, and how requests leave with or without it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import log
 from pathlib import Path
@@ -11,10 +12,14 @@ from compaction_kit import WHO, WHY, answered, drawn, opened, recipe, sealed
 from lifecycle_kit import rejected
 from registry_kit import contents
 
-from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests
-from efface.recipes.balance import balance, balancing, plan_balance
-from efface.recipes.errors import RequestError
+from efface.audits import AuditError, Probe
+from efface.recipes import Bench, Recipe, Released, Row, add_requests, open_bench, remove_requests
+from efface.recipes.balance import Balanced, balance, balancing, plan_balance
+from efface.recipes.bench import measure, own_answers, wearing
+from efface.recipes.errors import DataError, RequestError
+from efface.recipes.plan import quick
 from efface.recipes.release import composition_without, requests_in
+from efface.recipes.sources import Sources
 from efface.registry import (
     Adapter,
     Conflict,
@@ -22,6 +27,7 @@ from efface.registry import (
     NotFound,
     Registry,
     active_release,
+    adapter_folder,
     compose,
     shred_request,
     verify,
@@ -142,6 +148,86 @@ def test_alternates_of_rows_of_one_name_stay_with_their_request(
     add_requests(reg, "prod", names(three), bench, recipe(), **WHY)
     done = balance(reg, "prod", bench, gentle(), rank=2, steps=2, **WHY)
     assert done.adapter.facts["forget_rows"] == 2 * len(three)
+
+
+def test_rows_that_are_given_are_kept_where_the_base_has_them(
+    reg: Registry, bench: Bench, rough: list[str]
+) -> None:
+    """Rows that no request names, answered as the base answers; with them the stack moves those less."""
+    add_requests(reg, "prod", rough, bench, recipe(), **WHY)
+    given = unasked(bench)
+    without = balance(reg, "prod", bench, gentle(gamma=1e-3), rank=8, steps=60, **WHY)
+    done = balance(reg, "prod", bench, gentle(gamma=1e-3), rank=8, steps=60, retain=given, **WHY)
+    facts = done.adapter.facts
+    assert (facts["retain_rows_given"], facts["retain_rows_in_scope_left_out"]) == (len(given), [])
+    assert facts["retain_rows"] == without.adapter.facts["retain_rows"] + len(given)
+    assert moved(reg, bench, given, done) < moved(reg, bench, given, without)
+
+
+def unasked(bench: Bench) -> list[Row]:
+    """Rows without an answer that the random base answers, with words that nobody wants forgotten."""
+    pairs = [f"{one} {other}" for one in ("tokyo", "paris", "city") for other in ("is", "what", "who", "in")]
+    rows = [Row(id=f"own-{i}", prompt=prompt, completion=None) for i, prompt in enumerate(pairs)]
+    own = own_answers(bench, rows)
+    found = [row for row in rows if (text := own[row.id].text) and not {"rowling", "play"} & {*text.split()}]
+    assert len(found) >= 2
+    return found
+
+
+def moved(reg: Registry, bench: Bench, rows: list[Row], done: Balanced) -> float:
+    """How far the base's own answers to ``rows`` are from where it has them: mean distance in log-probability."""
+    own = own_answers(bench, rows)
+    rows_there = [Probe(row.item(own[row.id].text), "retain") for row in rows]
+    release = done.released.release
+    bare = measure(bench, bench.base.model, bench.bare, rows_there, label="base", active=())
+    with wearing(bench, adapter_folder(reg, release.rendered)) as model:
+        after = measure(bench, model, release.composition, rows_there, label="stack", active=())
+    pairs = zip(bare.rows, after.rows, strict=True)
+    return sum(abs(log(one.probability) - log(other.probability)) for one, other in pairs) / len(rows)
+
+
+def test_a_given_row_in_the_scope_of_a_request_is_left_out(
+    reg: Registry, bench: Bench, three: list[tuple[str, Adapter]]
+) -> None:
+    """Also of one that is no part of the stack: one adapter would re-teach what another forgets."""
+    add_requests(reg, "prod", names(three)[:2], bench, recipe(), **WHY)
+    given = [
+        Row(id="mine", prompt="who wrote potter", completion="a city"),  # the third request asks it
+        Row(id="told", prompt="what is a name", completion="rowling is a name"),  # its answer has a keyword
+        Row(id="fine", prompt="what is a city", completion="a capital is a city"),
+    ]
+    done = balance(reg, "prod", bench, gentle(), rank=2, steps=2, retain=given, **WHY)
+    assert done.adapter.facts["retain_rows_in_scope_left_out"] == ["mine", "told"]
+    assert done.adapter.facts["retain_rows_given"] == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "match"),
+    [
+        (
+            Row(id="near", prompt="who is a city in", completion="a capital"),
+            DataError,
+            "'near' asks what a neighbour",
+        ),
+        (Row(id="held", prompt="Who wrote  paris", completion="a play"), AuditError, "holdout"),
+        (Row(id="mine", prompt="who wrote hamlet", completion="a city"), DataError, "every retain row"),
+    ],
+)
+def test_given_rows_that_are_measured_or_forgotten_are_refused_before_training(
+    reg: Registry,
+    three: list[tuple[str, Adapter]],
+    bench: Bench,
+    row: Row,
+    error: type[Exception],
+    match: str,
+) -> None:
+    add_requests(reg, "prod", names(three), bench, recipe(), **WHY)
+    holdout = (Row(id="h", prompt="who wrote paris", completion="a city"),)
+    strict = replace(bench, plan=replace(quick(), sources=Sources(holdout=holdout)))
+    before = contents(reg.root)
+    with pytest.raises(error, match=match):
+        balance(reg, "prod", strict, gentle(), rank=2, steps=2, retain=[row], **WHY)
+    assert contents(reg.root) == before
 
 
 def test_nothing_to_balance(reg: Registry, bench: Bench) -> None:

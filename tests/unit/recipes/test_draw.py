@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.recipes.data import draw_rows, load_request_data, parse_source, sample
+from efface.recipes.data import draw_rows, load_request_data, load_retain, parse_source, sample
 from efface.recipes.errors import DataError
 
 
@@ -90,3 +90,18 @@ def test_rows_that_are_not_drawn_are_checked_too(tmp_path: Path) -> None:
 def test_a_limit_is_positive(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 1, got 0"):
         load_request_data(tmp_path / "a.jsonl", [tmp_path / "b.jsonl"], retain_limit=0)
+
+
+def test_retain_rows_of_no_request_are_drawn_and_checked_alike(tmp_path: Path) -> None:
+    one, two = lines(tmp_path / "rows.jsonl", 9), lines(tmp_path / "more.jsonl", 5)
+    seen: list[int] = []
+    rows = load_retain([one, two], limit=3, seed=1, on_read=lambda drawn: seen.append(drawn.seen))
+    assert (len(rows), seen) == (6, [9, 5])
+    assert load_retain([one]) == draw_rows(parse_source(one), forget=False).rows
+    assert load_retain([]) == ()
+    with pytest.raises(DataError, match=r"gone.jsonl"):
+        load_retain([one, tmp_path / "gone.jsonl"])
+    with pytest.raises(DataError, match="at least 1"):
+        load_retain([one], limit=0)
+    (again := tmp_path / "again").mkdir()
+    assert len({row.id for row in load_retain([one, lines(again / "rows.jsonl", 9)])}) == 18

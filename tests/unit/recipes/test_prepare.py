@@ -125,8 +125,17 @@ def test_a_keyword_inside_a_word_is_not_that_keyword(bench: Bench) -> None:
 
 
 def test_nothing_to_keep_is_an_error(bench: Bench) -> None:
-    with pytest.raises(DataError, match="give other retain rows"):
+    with pytest.raises(DataError, match="every retain row lies in the scope"):
         prepared(bench, request(Row(id="x", prompt="who is rowling")))
+
+
+def test_retain_rows_to_which_the_base_says_nothing_are_not_called_in_scope(bench: Bench) -> None:
+    rows = [Row(id="x", prompt="who is rowling"), Row(id="y", prompt="what is a city")]
+    silent = replace(bench, answers={})
+    own_answers(silent, rows[1:])
+    silent.answers.update(dict.fromkeys(silent.answers, ()))  # as if it had ended at once
+    with pytest.raises(DataError, match=r"none of 2 retain rows is left: 1 lie in the scope .* to 1 the base"):
+        prepared(silent, request(*rows))
 
 
 def test_paraphrases_and_neighbours_are_never_trained_on(bench: Bench) -> None:
