@@ -294,16 +294,18 @@ def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> 
             for part, reader in zip(parts, readers, strict=True)
             if name in part.adapter.modules
         ]
-        if not is_a:
-            return torch.cat([reader(key).float() for _, reader in having], dim=1)
-        spec = stack.modules[name].a
-        rows = torch.empty(spec.shape, dtype=torch.float32)
+        made = stack.modules[name]
+        whole = torch.empty((made.a if is_a else made.b).shape, dtype=torch.float32)
         sizes = [part.adapter.modules[name].rank for part, _ in having]
-        for (part, reader), place in zip(having, rows.split(sizes), strict=True):
-            a = reader(key)
-            require_spec(key, a, part.adapter.modules[name].a)
-            _scale(a, float(part.weight) * part.adapter.modules[name].scaling, place)
-        return rows
+        # Into place one by one: `torch.cat` wakes all cores and leaves them spinning beside the thread that hashes.
+        for (part, reader), place in zip(having, whole.split(sizes, 0 if is_a else 1), strict=True):
+            factor, module = reader(key), part.adapter.modules[name]
+            require_spec(key, factor, module.a if is_a else module.b)
+            if is_a:
+                _scale(factor, float(part.weight) * module.scaling, place)
+            else:
+                place.copy_(factor)
+        return whole
 
     return read
 

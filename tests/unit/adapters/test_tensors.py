@@ -13,6 +13,7 @@ from efface.adapters.errors import InvalidAdapter
 from efface.adapters.tensors import (
     TensorSpec,
     digest_bytes,
+    digest_chunks,
     digest_file,
     require_finite,
     require_spec,
@@ -127,3 +128,33 @@ def test_write_atomic_leaves_the_old_file_when_the_source_fails(tmp_path: Path) 
         with pytest.raises(ValueError, match="source"):
             write_atomic(tmp_path / name, chunks())
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_small_and_large_pieces_are_written_in_their_order(tmp_path: Path) -> None:
+    """Large ones are written by another thread while the next are made."""
+    sizes = [1, 200_000, 3, 100_000, 70_000, 5, 0, 20 << 20, 1]
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    assert write_atomic(tmp_path / "file", pieces) == digest_bytes(b"".join(pieces))
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [1, 200_000], ids=["at once", "by the thread"])
+def test_what_writing_raises_is_raised(size: int) -> None:
+    def full(_chunk: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        digest_chunks([bytes(size)], full)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype: torch.dtype, value: float) -> None:
+    for place in (0, 40_000, 69_999):
+        tensor = torch.ones(70_000, dtype=dtype)
+        require_finite("w", tensor)
+        tensor[place] = value
+        with pytest.raises(InvalidAdapter, match="got 1 NaN or infinite of 70000"):
+            require_finite("w", tensor)
+    require_finite("none", torch.ones(0, dtype=dtype))
+    require_finite("strided", torch.ones(6, 4, dtype=dtype).T[1:])

@@ -134,7 +134,9 @@ def test_retain_rows_to_which_the_base_says_nothing_are_not_called_in_scope(benc
     silent = replace(bench, answers={})
     own_answers(silent, rows[1:])
     silent.answers.update(dict.fromkeys(silent.answers, ()))  # as if it had ended at once
-    with pytest.raises(DataError, match=r"none of 2 retain rows is left: 1 lie in the scope .* to 1 the base"):
+    with pytest.raises(
+        DataError, match=r"none of 2 retain rows is left: 1 lie in the scope .* to 1 the base"
+    ):
         prepared(silent, request(*rows))
 
 
