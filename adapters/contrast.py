@@ -128,7 +128,7 @@ def _inputs(
     for batch in batches:
         there = batch.attention_mask.bool().flatten().nonzero().flatten()
         count = max(1, min(len(there), len(there) * tokens // total))
-        picked = there[torch.arange(count) * len(there) // count].to(model.device)
+        picked = there[torch.arange(count) * len(there) // count]
         with _heard(layers, picked, found):
             model(
                 input_ids=batch.input_ids.to(model.device),
@@ -141,7 +141,8 @@ def _inputs(
 @contextmanager
 def _heard(layers: Sequence[Any], picked: Tensor, found: Sequence[list[Tensor]]) -> Generator[None]:
     def keep(into: list[Tensor], _layer: Any, args: tuple[Tensor, ...]) -> None:
-        into.append(args[0].flatten(0, 1)[picked].float())
+        inputs = args[0].flatten(0, 1)
+        into.append(inputs[picked.to(inputs.device)].float())
 
     handles = [
         layer.register_forward_pre_hook(partial(keep, into))

@@ -139,8 +139,12 @@ def stopped(
 
     Returns how it ended and every line it wrote there. `scratch` takes the temporary files it may leave.
     """
+    import torch
+
     command = [sys.executable, "-c", _WITH_INTERRUPTS, *map(str, arguments)]
-    environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+    # As many threads as here: how many there are decides the last bits of a factorisation, and so an adapter's digest.
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "TMPDIR": str(scratch), "OMP_NUM_THREADS": threads}
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
