@@ -123,7 +123,11 @@ def test_a_run_that_was_ended_goes_on_to_the_same_adapter(
     whole(registry)
 
 
-STACKING = ("stacking.company=0.6", "stacking.orthogonal=0.1", "initialisation=null_space", "objective=npo")
+STACKING = (
+    "stacking={company: 0.6, orthogonal: 0.1}",  # an A that learns
+    "initialisation=null_space",
+    "objective=npo",
+)
 
 
 @pytest.fixture
