@@ -297,7 +297,7 @@ def stacked_reader(stack: Stack, readers: Sequence[Callable[[str], Tensor]]) -> 
         made = stack.modules[name]
         whole = torch.empty((made.a if is_a else made.b).shape, dtype=torch.float32)
         sizes = [part.adapter.modules[name].rank for part, _ in having]
-        # Into place one by one: `torch.cat` wakes all cores and leaves them spinning beside the thread that hashes.
+        # One by one: `torch.cat` of the whole wakes all cores, which then spin beside the thread that hashes.
         for (part, reader), place in zip(having, whole.split(sizes, 0 if is_a else 1), strict=True):
             factor, module = reader(key), part.adapter.modules[name]
             require_spec(key, factor, module.a if is_a else module.b)

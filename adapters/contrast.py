@@ -34,6 +34,7 @@ SHRINKAGE = 0.01
 _OVERSAMPLED = 8
 _BYTES = 1 << 30
 """Of the inputs of one side that are kept at once."""
+_ELSE = "start at random and let A learn (--set initialisation=default --set stacking.freeze_a=false)"
 
 
 @torch.no_grad()
@@ -54,7 +55,8 @@ def initialise_contrast(
     forward passes for every gibibyte of inputs, then per layer a Cholesky factor of [in, in] and a randomised SVD of
     rank r under ``seed``.
     Raises :class:`TrainingError`, changing nothing, without rows on either side, for an adapter that is not fresh,
-    or for inputs that are not finite.
+    for more ranks than a layer has inputs, for a layer that does not see every token (an expert that some tokens are
+    routed to), or for inputs that are not finite.
     """
     if not forget or not retain:
         raise TrainingError(
@@ -62,6 +64,7 @@ def initialise_contrast(
         )
     require_fresh(model)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer) and TRAINED in m.lora_A]
+    _require_room(layers)
     starts: list[Tensor] = []
     for group in _groups(layers, tokens):
         sides = [_inputs(model, group, _spread(side, rows), pad_id, tokens) for side in (forget, retain)]
@@ -101,6 +104,15 @@ def contrast(forget: Tensor, retain: Tensor, rank: int, *, shrinkage: float, see
     return rows * scale[:, None]
 
 
+def _require_room(layers: Sequence[Any]) -> None:
+    for layer in layers:
+        if (rank := layer.lora_A[TRAINED].weight.shape[0]) > layer.in_features:
+            raise TrainingError(
+                f"expected at most as many ranks as a layer has inputs, got rank {rank} for {layer.in_features}: "
+                f"lower the rank, or {_ELSE}"
+            )
+
+
 def _spread(rows: Sequence[Encoded], most: int) -> list[Encoded]:
     return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
 
@@ -129,19 +141,33 @@ def _inputs(
         there = batch.attention_mask.bool().flatten().nonzero().flatten()
         count = max(1, min(len(there), len(there) * tokens // total))
         picked = there[torch.arange(count) * len(there) // count]
-        with _heard(layers, picked, found):
+        with _heard(layers, batch.input_ids.numel(), picked, found):
             model(
                 input_ids=batch.input_ids.to(model.device),
                 attention_mask=batch.attention_mask.to(model.device),
                 logits_to_keep=1,
             )
+    if not all(len(parts) == len(batches) for parts in found):
+        raise TrainingError(
+            f"expected one look at each layer a batch, got layers that the model calls never or twice: {_ELSE}"
+        )
     return [torch.cat(parts) for parts in found]
 
 
 @contextmanager
-def _heard(layers: Sequence[Any], picked: Tensor, found: Sequence[list[Tensor]]) -> Generator[None]:
-    def keep(into: list[Tensor], _layer: Any, args: tuple[Tensor, ...]) -> None:
-        inputs = args[0].flatten(0, 1)
+def _heard(
+    layers: Sequence[Any], size: int, picked: Tensor, found: Sequence[list[Tensor]]
+) -> Generator[None]:
+    """Keep what comes into ``layers`` at the tokens ``picked`` of the batch's ``size`` (padding among them)."""
+
+    def keep(into: list[Tensor], layer: Any, args: tuple[Tensor, ...]) -> None:
+        inputs = args[0].reshape(-1, args[0].shape[-1])  # some models have no batch dimension left there
+        if len(inputs) != size:
+            raise TrainingError(
+                f"expected a layer to see all {size} tokens of a batch, got {len(inputs)} at one with "
+                f"{layer.in_features} inputs (an expert that tokens are routed to?): leave it out of target_modules, "
+                f"or {_ELSE}"
+            )
         into.append(inputs[picked.to(inputs.device)].float())
 
     handles = [

@@ -29,7 +29,7 @@ from .options import (
     SlotOption,
     YesOption,
 )
-from .output import emit, progress, tell_drawn
+from .output import emit, progress, talk, tell_drawn
 from .record_acts import BalancePlanRecord, BalanceRecord
 from .release_compact import ActivateOption
 from .suite_options import CacheOption, GiveOption, NoCacheOption, SuiteOption, bench_of, planned
@@ -81,7 +81,9 @@ def balance(
     from ..recipes.balance import balance as run
     from ..recipes.balance import plan_balance
     from ..recipes.data import load_retain
+    from ..recipes.given import require_unmeasured
     from ..recipes.recipe import load_recipe
+    from ..recipes.run import live_requests
 
     if render is not None:
         parse_render(render)
@@ -89,6 +91,13 @@ def balance(
     rows = load_retain(retain or [], limit=retain_limit, seed=seed, on_read=tell_drawn)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_balance(reg, channel, version)
+        require_unmeasured(rows, live_requests(reg).values(), audited)
+        if rows and plan.shredded:
+            talk.print(
+                f"the rows of {', '.join(plan.shredded)} are shredded: nothing can keep them out of what --retain "
+                "gives. See to it that none of it asks about them",
+                soft_wrap=True,
+            )
         would = _plan(plan, len(rows))
         if not yes:
             record: BalanceRecord = {"done": False, "plan": would, "adapter": None, "release": None}

@@ -119,10 +119,11 @@ def balance(
     """Train the balance of a release's stack, and release the stack with it, audited anew.
 
     A balance that is there already is replaced. ``retain``: rows to keep besides those of the requests, those without
-    a completion as the bare base answers them; what lies in the scope of a live request is left out. ``render``: as
-    that release by default; ``max_rank``: what the server holds. Raises `RequestError` when there is nothing to
-    balance, `DataError` for ``retain`` rows that an audit only measures and `RenderError` when the server would not
-    hold the whole, before anything is trained, and what training and the registry raise; then no release is made.
+    a completion as the bare base answers them; what lies in the scope of a live request is left out (that of a request
+    whose rows are shredded nobody knows any more: keep such rows out). ``render``: as that release by default;
+    ``max_rank``: what the server holds. Raises `RequestError` when there is nothing to balance, `DataError` for
+    ``retain`` rows that an audit only measures and `RenderError` when the server would not hold the whole, before
+    anything is trained, and what training and the registry raise; then no release is made.
     """
     checks.actor(actor)
     checks.reason(reason)
@@ -133,8 +134,8 @@ def balance(
     require_in_force(registry, requests_in(registry, plan.stack))
     require_slot(registry, plan.stack, rank, how, max_rank=max_rank)
     live = live_requests(registry)
-    require_unmeasured(retain, live.values())
-    check_given(bench.plan, {**live, "balance": RequestData((), tuple(retain))}, plan.requests)
+    require_unmeasured(retain, live.values(), bench.plan)
+    check_given(bench.plan, {name: live[name] for name in plan.requests}, plan.requests)
     rows = balance_rows(live, plan.requests, retain, bench, chosen, progress)
     with tempfile.TemporaryDirectory(prefix="efface-balance-") as scratch:
         below, folder = (
@@ -153,7 +154,7 @@ def balance(
             base=plan.stack.base,
             quantization=plan.stack.quantization,
             request_ids=[],
-            facts={**_facts(plan, chosen, rows, retain), "steps": len(result.steps)},
+            facts={**_facts(plan, chosen, rows, retain, list(live)), "steps": len(result.steps)},
             trained_on=plan.stack.digest,
             actor=actor,
         )
@@ -195,7 +196,9 @@ def balancing(recipe: Recipe, rank: int, steps: int) -> Recipe:
     return Recipe.model_validate({**recipe.model_dump(), **changes})
 
 
-def _facts(plan: BalancePlan, recipe: Recipe, rows: TrainingRows, retain: Sequence[Row]) -> dict[str, JSON]:
+def _facts(
+    plan: BalancePlan, recipe: Recipe, rows: TrainingRows, retain: Sequence[Row], live: Sequence[str]
+) -> dict[str, JSON]:
     """What the manifest says of it; no text of any row."""
     return {
         BALANCES: plan.stack.digest,
@@ -209,5 +212,5 @@ def _facts(plan: BalancePlan, recipe: Recipe, rows: TrainingRows, retain: Sequen
         "retain_rows_in_scope_left_out": list(rows.excluded),
         "retain_rows_without_an_answer_left_out": list(rows.unanswered),
         "held_down": list(plan.requests),
-        "scope_kept_out_of": list(plan.requests),
+        "scope_kept_out_of": list(live),
     }

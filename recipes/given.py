@@ -31,18 +31,23 @@ def check_given(plan: Plan | None, requests: Mapping[str, RequestData], active: 
         _require_perturbed("world-facts", plan.sources.world_facts)
 
 
-def require_unmeasured(rows: Sequence[Row], requests: Iterable[RequestData]) -> None:
-    """Raise `DataError` for ``rows`` to train on that ask what a neighbour or unrelated row of ``requests`` asks: an
-    adapter that has seen those shows no over-forgetting on them, and audits would leave them out."""
-    measured = {
-        asked for data in requests for row in (*data.neighbours, *data.unrelated) for asked in questions(row)
-    }
-    if seen := [row.id for row in rows if questions(row) & measured]:
+def require_unmeasured(
+    rows: Sequence[Row], requests: Iterable[RequestData], plan: Plan | None = None
+) -> None:
+    """Raise `DataError` for ``rows`` to train on that ask what is only measured: neighbours and unrelated rows of
+    ``requests``, and what ``plan`` was given. An adapter that has seen those shows no over-forgetting on them."""
+    known = [("a neighbour or unrelated row of a request", (*d.neighbours, *d.unrelated)) for d in requests]
+    if plan is not None:
+        given = plan.sources
+        known += [("a holdout row", given.holdout), ("a row of real-authors", given.real_authors)]
+        known += [("a row of world-facts", given.world_facts)]
+    measured = {asked: what for what, every in known for row in every for asked in questions(row)}
+    seen = [(row.id, measured[min(both)]) for row in rows if (both := questions(row) & measured.keys())]
+    if seen:
         raise DataError(
             [
-                f"retain row {name!r} asks what a neighbour or unrelated row of a request asks, which is only "
-                "measured: leave it out"
-                for name in seen
+                f"retain row {name!r} asks what {what} asks, which is only measured: leave it out"
+                for name, what in seen
             ]
         )
 

@@ -121,7 +121,7 @@ def repair(
     """
     checks.actor(actor)
     checks.reason(reason)
-    progress, small = progress or Silent(), _small(recipe, rank, steps)
+    progress, small = progress or Silent(), repairing(recipe, rank, steps)
     plan = plan_repair(registry, channel, version)
     below = plan.release.composition
     parse_render(how := render or below.render)
@@ -223,13 +223,25 @@ def _came_back(registry: Registry, audit: Audit) -> set[str]:
     }
 
 
-def _small(recipe: Recipe, rank: int, steps: int) -> Recipe:
-    """``recipe`` with ``rank``, at the same scale, and ``steps`` in one round."""
+def repairing(recipe: Recipe, rank: int, steps: int) -> Recipe:
+    """``recipe`` with ``rank``, at the same scale, and ``steps`` in one round; A learns, from a random start where the
+    recipe's is a contrast (of inputs that the stack has already changed)."""
     if not 1 <= rank <= 512 or steps < 1:
         raise RequestError(
             f"expected rank and steps of at least 1 (rank at most 512), got {rank} and {steps}"
         )
     alpha = max(1, round(recipe.lora_alpha * rank / recipe.rank))
-    changes = {"rank": rank, "lora_alpha": alpha, "steps": steps, "rounds": 1, "stop": None}
+    changes: dict[str, object] = {
+        "rank": rank,
+        "lora_alpha": alpha,
+        "steps": steps,
+        "rounds": 1,
+        "stop": None,
+    }
+    if recipe.initialisation == "contrast":
+        changes |= {
+            "initialisation": "default",
+            "stacking": {**recipe.stacking.model_dump(), "freeze_a": False},
+        }
     warmup = min(recipe.warmup_steps, max(0, steps - 1))
     return Recipe.model_validate({**recipe.model_dump(), **changes, "warmup_steps": warmup})

@@ -1,6 +1,7 @@
 """Contrast: the directions are generalised eigenvectors, quiet on retain inputs, loud as PEFT's on forget inputs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import OPTConfig, OPTForCausalLM
 
 from efface.adapters import (
     Encoded,
@@ -117,4 +119,58 @@ def test_what_cannot_be_contrasted(tiny_llama: Path) -> None:
             if f"lora_B.{TRAINED}" in name:
                 parameter.fill_(1.0)
     with pytest.raises(TrainingError, match="fresh"):
+        initialise_contrast(model, rows("f", 9), rows("r", 3), pad_id=2)
+
+
+def test_a_model_that_folds_batch_and_tokens_together_is_looked_at_alike() -> None:
+    """OPT's feed-forward layers get [batch * tokens, width]."""
+    config = OPTConfig(
+        vocab_size=32,
+        hidden_size=16,
+        ffn_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        word_embed_proj_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = attach(OPTForCausalLM(config).eval(), rank=2, alpha=4, seed=0)
+    initialise_contrast(model, rows("f", 9), rows("r", 3), pad_id=1)
+    made = {n: p.detach() for n, p in model.named_parameters() if f"lora_A.{TRAINED}" in n}
+    assert {name.split(".")[-4] for name in made} >= {"fc1", "fc2", "q_proj"}
+    assert all(value.isfinite().all() for value in made.values())
+
+
+def test_more_ranks_than_inputs_are_refused(tiny_llama: Path) -> None:
+    model = attach(load_base(tiny_llama, "fp32").model, rank=40, alpha=40, seed=0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(TrainingError, match=r"got rank 40 for 32: lower the rank, or start at random"):
+        initialise_contrast(model, rows("f", 9), rows("r", 3), pad_id=2)
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+class Routed(torch.nn.Module):
+    """An expert that sees half of the tokens, or a layer that is never called."""
+
+    def __init__(self, layer: torch.nn.Module, seen: bool) -> None:
+        super().__init__()
+        self.layer, self.seen = layer, seen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        if self.seen:
+            out[:, ::2] = self.layer(x[:, ::2])
+        return out
+
+
+@pytest.mark.parametrize(
+    ("seen", "match"), [(True, "expert that tokens are routed to"), (False, "calls never")]
+)
+def test_layers_that_do_not_see_every_token_are_refused(tiny_llama: Path, seen: bool, match: str) -> None:
+    bare: Any = load_base(tiny_llama, "fp32").model
+    attention = bare.model.layers[0].self_attn
+    attention.o_proj = Routed(attention.o_proj, seen)
+    model = attach(bare, rank=2, alpha=4, seed=0)
+    with pytest.raises(TrainingError, match=match):
         initialise_contrast(model, rows("f", 9), rows("r", 3), pad_id=2)

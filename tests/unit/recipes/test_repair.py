@@ -12,7 +12,7 @@ from registry_kit import contents
 from efface.recipes import Bench, Recipe, Released, add_requests, open_bench, remove_requests, return_to
 from efface.recipes.errors import RequestError
 from efface.recipes.release import composition_without, sealed_rendering
-from efface.recipes.repair import Repaired, plan_repair, repair
+from efface.recipes.repair import Repaired, plan_repair, repair, repairing
 from efface.recipes.unmeasured import UNMEASURED
 from efface.registry import (
     Adapter,
@@ -55,6 +55,15 @@ def strict(most: float, **changes: Any) -> Recipe:
     """A recipe that fails a request whose answers keep more than this share of their probability."""
     gates = {**recipe().gates.model_dump(exclude_unset=True), "max_probability_ratio_forget": most}
     return recipe(gates=gates, objective="npo", learning_rate=1e-2, **changes)
+
+
+def test_a_repair_learns_its_own_a() -> None:
+    """The default recipe's contrast is of inputs as the bare base has them; the stack has changed those."""
+    asked = strict(0.5, initialisation="contrast", stacking={"freeze_a": True, "company": 0.5})
+    made = repairing(asked, 1, 4)
+    assert (made.initialisation, made.stacking.freeze_a, made.stacking.company) == ("default", False, 0.5)
+    null = repairing(strict(0.5, initialisation="null_space", stacking={"freeze_a": True}), 1, 4)
+    assert (null.initialisation, null.stacking.freeze_a) == ("null_space", True)
 
 
 def ratios(released: Released) -> dict[str, float]:
