@@ -91,7 +91,8 @@ def balance(
     rows = load_retain(retain or [], limit=retain_limit, seed=seed, on_read=tell_drawn)
     with Registry.open(registry) as reg, progress() as bars:
         plan = plan_balance(reg, channel, version)
-        require_unmeasured(rows, live_requests(reg).values(), audited)
+        if rows:
+            require_unmeasured(rows, live_requests(reg).values(), audited)
         if rows and plan.shredded:
             talk.print(
                 f"the rows of {', '.join(plan.shredded)} are shredded: nothing can keep them out of what --retain "

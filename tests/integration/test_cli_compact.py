@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import FORGET, RETAIN, SECOND, checked, efface, jsonl, recipe_file
+from cli_kit import FORGET, NEIGHBOURS, RETAIN, SECOND, checked, efface, jsonl, recipe_file
 
 ONE, TWO = "req-000001", "req-000002"
 
@@ -179,3 +179,25 @@ def test_a_stack_is_balanced_and_a_request_takes_the_balance_along(place: Path, 
     back = checked(home, *words, "--drop-repairs", *using(place, tiny_llama))
     assert (back["requests"], len(back["composition"]["parts"])) == ([TWO], 1)
     assert checked(home, "verify")
+
+
+def test_it_is_said_that_nothing_keeps_shredded_rows_out_of_what_is_given(place: Path) -> None:
+    home = place / "registry"
+    checked(home, "request", "shred", ONE, "--yes")
+    more = place / "more.jsonl"
+    more.write_text('{"prompt": "tokyo is a"}\n')
+    asked = ("release", "balance", "prod", "--registry", home)
+    assert "shredded" not in efface(*asked).err
+    planned = efface(*asked, "--retain", more)
+    assert planned.code == 0, planned.err
+    assert f"the rows of {ONE} are shredded" in planned.err
+
+
+def test_a_row_that_is_only_measured_is_refused_before_anything_is_planned(place: Path) -> None:
+    near = jsonl(place / "near.jsonl", NEIGHBOURS)
+    third = jsonl(place / "third.jsonl", [{"prompt": "what is macbeth", "completion": "a play in tokyo"}])
+    words = ("--forget", third, "--retain", place / "retain.jsonl", "--neighbours", near, "--basis", "test")
+    checked(place / "registry", "request", "open", *words)  # in no stack yet
+    refused = efface("release", "balance", "prod", "--retain", near, "--registry", place / "registry")
+    assert (refused.code, refused.out) == (2, "")
+    assert "'near-1' asks what a neighbour" in " ".join(refused.err.split())
